@@ -1,0 +1,426 @@
+//! The records that the kernel half puts into the ring buffer, and how user space reads them back.
+//!
+//! Each record is a [`Header`], then the fixed part that [`Header::kind`] names, then [`Header::tail_len`] bytes. All
+//! are `repr(C)` with explicit padding and made of plain integers, so that any bytes of the right length are a valid
+//! value. Byte order is the machine's: records do not leave it, except in recordings, which say so.
+//!
+//! Causal order: a hook submits its record before the packet that it describes goes on, so a call's start comes before
+//! the start of the invocation that it causes, and an invocation's end before the end of the call that caused it.
+//! Records of unrelated connections may come in any order.
+
+use crate::traceparent::Context;
+
+/// Most bytes of a message head that travel with a record. The rest is not needed to name a call.
+pub const HEAD_MAX: usize = 1024;
+
+/// Most bytes of a cgroup path that travel with a record (the kernel's own bound is PATH_MAX; longer ones are cut).
+pub const PATH_MAX: usize = 1024;
+
+/// What a record says; the `kind` of its [`Header`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u16)]
+pub enum Kind {
+    /// A sandbox was made. No fixed part; the tail is its path below the cgroup v2 root. `sandbox` is its cgroup id.
+    SandboxBorn = 1,
+    /// A sandbox was removed. No fixed part, no tail.
+    SandboxGone = 2,
+    /// A request reached a server socket of a sandbox. Fixed part: [`Start`] (`span` is the invocation's); tail: head.
+    InvocationStart = 3,
+    /// Its response has left, or will not. Fixed part: [`End`].
+    InvocationEnd = 4,
+    /// A sandbox sends a request, or failed to connect. Fixed part: [`Start`] (`span` is the call's); tail: head.
+    CallStart = 5,
+    /// The response to it is in, or will not come. Fixed part: [`End`].
+    CallEnd = 6,
+    /// A sandbox began to talk to something that does not speak HTTP/1. Fixed part: [`Start`]; no tail.
+    OpaqueStart = 7,
+    /// That connection was closed. Fixed part: [`End`].
+    OpaqueEnd = 8,
+}
+
+impl Kind {
+    /// The kind that a header's number stands for.
+    pub const fn from_u16(kind: u16) -> Option<Self> {
+        Some(match kind {
+            1 => Self::SandboxBorn,
+            2 => Self::SandboxGone,
+            3 => Self::InvocationStart,
+            4 => Self::InvocationEnd,
+            5 => Self::CallStart,
+            6 => Self::CallEnd,
+            7 => Self::OpaqueStart,
+            8 => Self::OpaqueEnd,
+            _ => return None,
+        })
+    }
+}
+
+/// Which rule decided the invocation that a call belongs to (DESIGN.md, section 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Rule {
+    /// Nobody was live, or nothing tells which of several it was: the call is the root of a path of its own.
+    None = 0,
+    /// The call carries the context of a live invocation of the same sandbox.
+    Header = 1,
+    /// One invocation alone has been live since it began.
+    Exclusive = 2,
+    /// The sending thread has read the request of one live invocation, and of no other.
+    Thread = 3,
+    /// The sending thread or process descends from one that works for a live invocation.
+    Lineage = 4,
+    /// The runtime's own unit of execution ties sender and reader.
+    Coroutine = 5,
+    /// The event loop's turn.
+    Loop = 6,
+    /// Ranked by user space.
+    Inferred = 7,
+}
+
+impl Rule {
+    /// Every rule, in index order.
+    pub const ALL: [Self; 8] = [
+        Self::None,
+        Self::Header,
+        Self::Exclusive,
+        Self::Thread,
+        Self::Lineage,
+        Self::Coroutine,
+        Self::Loop,
+        Self::Inferred,
+    ];
+
+    /// The rule that a record's number stands for.
+    pub const fn from_u8(rule: u8) -> Option<Self> {
+        if (rule as usize) < Self::ALL.len() { Some(Self::ALL[rule as usize]) } else { None }
+    }
+
+    /// The name in the output (`parent_by`).
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Header => "header",
+            Self::Exclusive => "exclusive",
+            Self::Thread => "thread",
+            Self::Lineage => "lineage",
+            Self::Coroutine => "coroutine",
+            Self::Loop => "loop",
+            Self::Inferred => "inferred",
+        }
+    }
+}
+
+macro_rules! tags {
+    ($($(#[$doc:meta])* $variant:ident = $number:literal $name:literal,)*) => {
+        /// What became of the tag on a call (DESIGN.md, section 4). Also the index of its counter in the per-CPU array
+        /// `TAGS`.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum Tag { $($(#[$doc])* $variant = $number,)* }
+
+        impl Tag {
+            /// Every outcome, in index order.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The name in the output (`tag`, and the keys of `stats.tags`).
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+        }
+    };
+}
+
+tags! {
+    /// A header line was written and read back.
+    Injected = 0 "injected",
+    /// The forwarded context of the invocation was there: its parent id was rewritten in place.
+    Rewritten = 1 "rewritten",
+    /// The application set one: kept, and its ids adopted.
+    Kept = 2 "kept",
+    /// Tagging is off, by flag or because the self-test failed.
+    Off = 3 "off",
+    /// The destination is outside `--tag-to`.
+    Destination = 4 "destination",
+    /// The socket is not in the sockhash.
+    NotEnrolled = 5 "not_enrolled",
+    /// No request boundary has been proven on this connection yet (it is older than the agent, or bytes were missed).
+    Unproven = 6 "unproven",
+    /// The head was not whole in one message.
+    Split = 7 "split",
+    /// The head is longer than is looked through.
+    LongHead = 8 "long_head",
+    /// There is a `traceparent` that is malformed, or more than one, or folded lines that might hide one.
+    Malformed = 9 "malformed",
+    /// The request is not the first in its message.
+    Pipelined = 10 "pipelined",
+    /// The send buffer has no room to spare.
+    NoRoom = 11 "no_room",
+    /// The kernel refused to make room or to make the message linear.
+    Refused = 12 "refused",
+    /// Nothing was sent: the connection failed, or is not HTTP/1.
+    NoRequest = 13 "no_request",
+}
+
+impl Tag {
+    /// The outcome that a record's number stands for.
+    pub const fn from_u8(tag: u8) -> Option<Self> {
+        if (tag as usize) < Self::ALL.len() { Some(Self::ALL[tag as usize]) } else { None }
+    }
+
+    /// Whether the receiver gets a `traceparent` that names this call.
+    pub const fn on_the_wire(self) -> bool {
+        matches!(self, Self::Injected | Self::Rewritten | Self::Kept)
+    }
+}
+
+/// Why an exchange ended; [`End::reason`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Reason {
+    /// The response was seen to its last byte.
+    Complete = 0,
+    /// The connection was closed first (for a body that the close ends, after the head of the response: complete).
+    Closed = 1,
+    /// The connection was never made; [`End::errno`] says why.
+    ConnectFailed = 2,
+    /// The connection became opaque (upgrade, CONNECT).
+    Upgraded = 3,
+    /// Bytes were missed; the end is where the next exchange on the connection began.
+    Missed = 4,
+}
+
+impl Reason {
+    /// The reason that a record's number stands for.
+    pub const fn from_u8(reason: u8) -> Option<Self> {
+        Some(match reason {
+            0 => Self::Complete,
+            1 => Self::Closed,
+            2 => Self::ConnectFailed,
+            3 => Self::Upgraded,
+            4 => Self::Missed,
+            _ => return None,
+        })
+    }
+}
+
+/// [`Start::flags`]: the request came with a well-formed `traceparent`; [`Start::parent`] is its parent id.
+pub const START_INBOUND: u8 = 1;
+/// [`Start::flags`]: the caller asked not to record this trace (sampled flag off).
+pub const START_UNSAMPLED: u8 = 2;
+/// [`Start::flags`]: the parent had already answered when the call was made.
+pub const START_AFTER_RESPONSE: u8 = 4;
+/// [`Start::flags`]: the head came in pieces; the tail holds only its beginning.
+pub const START_HEAD_CUT: u8 = 8;
+/// [`Start::flags`]: the first request that this agent saw the sandbox receive.
+pub const START_FIRST: u8 = 16;
+
+/// What every record begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Header {
+    /// When it happened: CLOCK_MONOTONIC, in ns.
+    pub at_ns: u64,
+    /// The cgroup id of the sandbox.
+    pub sandbox: u64,
+    /// A [`Kind`].
+    pub kind: u16,
+    /// How many bytes follow the fixed part.
+    pub tail_len: u16,
+    /// The process (thread group id in the initial namespace) that sent or reads; 0 if the hook could not tell.
+    pub pid: u32,
+}
+
+/// The two ends of a connection as the sandbox's socket sees them. IPv4 is written as IPv4-mapped IPv6.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Wire {
+    /// The socket's own address.
+    pub local: [u8; 16],
+    /// The peer's address.
+    pub remote: [u8; 16],
+    /// The cookie of the socket's network namespace; 0 if the kernel could not tell.
+    pub netns: u64,
+    /// The socket's own port, host byte order.
+    pub local_port: u16,
+    /// The peer's port, host byte order.
+    pub remote_port: u16,
+    #[doc(hidden)]
+    pub pad: u32,
+}
+
+/// A request: an invocation's, where it came in; a call's, where it goes out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Start {
+    /// The socket cookie of the connection.
+    pub conn: u64,
+    /// For an invocation: the trace it continues or begins, its own span id and the flags that came in. For a call:
+    /// what its tag says, or would say.
+    pub context: Context,
+    /// For an invocation: the parent id that came in ([`START_INBOUND`]), else 0. For a call: the span id of the
+    /// invocation that made it; 0 with [`Rule::None`].
+    pub parent: u64,
+    /// Both ends.
+    pub wire: Wire,
+    /// Counts the requests of the connection, from 0. Both ends count alike.
+    pub ordinal: u32,
+    /// `START_*`.
+    pub flags: u8,
+    /// A [`Rule`]; calls only.
+    pub rule: u8,
+    /// A [`Tag`]; calls only.
+    pub tag: u8,
+    /// How many invocations were live in the sandbox at this moment, 255 for more.
+    pub live: u8,
+}
+
+/// The response to a [`Start`], matched by `conn` and `ordinal`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct End {
+    /// The socket cookie of the connection.
+    pub conn: u64,
+    /// The span id that the [`Start`] had.
+    pub span: u64,
+    /// When the response's first byte passed, CLOCK_MONOTONIC in ns; 0 if none did.
+    pub first_byte_ns: u64,
+    /// As in [`Start`].
+    pub ordinal: u32,
+    /// The status code; 0 if there was no response.
+    pub status: u16,
+    /// A [`Reason`].
+    pub reason: u8,
+    #[doc(hidden)]
+    pub pad: u8,
+    /// For [`Reason::ConnectFailed`], the socket's error number (positive).
+    pub errno: u32,
+    #[doc(hidden)]
+    pub pad2: u32,
+}
+
+const _: () = assert!(size_of::<Header>() == 24);
+const _: () = assert!(size_of::<Wire>() == 48);
+const _: () = assert!(size_of::<Start>() == 8 + 32 + 8 + 48 + 8);
+const _: () = assert!(size_of::<End>() == 40);
+
+/// A record as user space reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record<'a> {
+    /// What all records have.
+    pub header: Header,
+    /// What this one says.
+    pub body: Body<'a>,
+}
+
+/// The part of a [`Record`] that depends on its kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body<'a> {
+    /// [`Kind::SandboxBorn`], with the path.
+    SandboxBorn(&'a [u8]),
+    /// [`Kind::SandboxGone`].
+    SandboxGone,
+    /// [`Kind::InvocationStart`], with the head.
+    InvocationStart(Start, &'a [u8]),
+    /// [`Kind::InvocationEnd`].
+    InvocationEnd(End),
+    /// [`Kind::CallStart`], with the head.
+    CallStart(Start, &'a [u8]),
+    /// [`Kind::CallEnd`].
+    CallEnd(End),
+    /// [`Kind::OpaqueStart`].
+    OpaqueStart(Start),
+    /// [`Kind::OpaqueEnd`].
+    OpaqueEnd(End),
+}
+
+/// Reads one record; `None` if the bytes are not one.
+pub fn decode(bytes: &[u8]) -> Option<Record<'_>> {
+    let (header, rest) = take::<Header>(bytes)?;
+    let body = match Kind::from_u16(header.kind)? {
+        Kind::SandboxBorn => Body::SandboxBorn(rest.get(..usize::from(header.tail_len))?),
+        Kind::SandboxGone => Body::SandboxGone,
+        kind @ (Kind::InvocationStart | Kind::CallStart) => {
+            let (start, rest) = take::<Start>(rest)?;
+            let head = rest.get(..usize::from(header.tail_len))?;
+            if kind == Kind::CallStart { Body::CallStart(start, head) } else { Body::InvocationStart(start, head) }
+        }
+        Kind::OpaqueStart => Body::OpaqueStart(take::<Start>(rest)?.0),
+        Kind::InvocationEnd => Body::InvocationEnd(take::<End>(rest)?.0),
+        Kind::CallEnd => Body::CallEnd(take::<End>(rest)?.0),
+        Kind::OpaqueEnd => Body::OpaqueEnd(take::<End>(rest)?.0),
+    };
+    Some(Record { header, body })
+}
+
+/// Types for which any bytes of the right length are a value.
+///
+/// # Safety
+///
+/// `repr(C)`, no padding, and every field such a type itself.
+pub unsafe trait Plain: Copy {}
+
+// SAFETY: integers and arrays of them, padding spelled out; the sizes are asserted above.
+unsafe impl Plain for Header {}
+// SAFETY: as above.
+unsafe impl Plain for Start {}
+// SAFETY: as above.
+unsafe impl Plain for End {}
+
+fn take<T: Plain>(bytes: &[u8]) -> Option<(T, &[u8])> {
+    let (value, rest) = bytes.split_at_checked(size_of::<T>())?;
+    // SAFETY: `value` is as long as `T`, any bytes are a `T` (`Plain`), and the read asks for no alignment.
+    Some((unsafe { value.as_ptr().cast::<T>().read_unaligned() }, rest))
+}
+
+/// The bytes of a record's fixed part, for the side that writes and for recordings.
+pub fn as_bytes<T: Plain>(value: &T) -> &[u8] {
+    // SAFETY: `Plain` types have no padding, so all their bytes are initialised; the borrow keeps them alive.
+    unsafe { core::slice::from_raw_parts(core::ptr::from_ref(value).cast::<u8>(), size_of::<T>()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_call_survives_the_round_trip() {
+        let start = Start {
+            conn: 7,
+            context: Context { trace_id: [1, 2], span_id: 3, flags: 1, pad: [0; 7] },
+            parent: 4,
+            wire: Wire { local: [1; 16], remote: [2; 16], netns: 5, local_port: 80, remote_port: 81, pad: 0 },
+            ordinal: 6,
+            flags: START_INBOUND,
+            rule: Rule::Exclusive as u8,
+            tag: Tag::Injected as u8,
+            live: 1,
+        };
+        let header = Header { at_ns: 1, sandbox: 2, kind: Kind::CallStart as u16, tail_len: 5, pid: 9 };
+        let bytes = [as_bytes(&header), as_bytes(&start), b"GET /"].concat();
+        assert_eq!(decode(&bytes), Some(Record { header, body: Body::CallStart(start, b"GET /") }));
+        for cut in 0..bytes.len() {
+            assert_eq!(decode(&bytes[..cut]), None, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn numbers_and_names_agree() {
+        for (index, tag) in Tag::ALL.iter().enumerate() {
+            assert_eq!(*tag as usize, index);
+            assert_eq!(Tag::from_u8(index as u8), Some(*tag));
+        }
+        for (index, rule) in Rule::ALL.iter().enumerate() {
+            assert_eq!(*rule as usize, index);
+        }
+        assert_eq!(Tag::from_u8(200), None);
+        assert_eq!(Rule::from_u8(200), None);
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(bytes: Vec<u8>) {
+            let _ = decode(&bytes);
+        }
+    }
+}

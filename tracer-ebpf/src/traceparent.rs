@@ -1,0 +1,175 @@
+//! The W3C `traceparent` header (Trace Context, level 1: <https://www.w3.org/TR/trace-context/>).
+
+/// The header's name, lower case.
+pub const NAME: &[u8; 11] = b"traceparent";
+
+/// Length of a version-00 value: `00-` + 32 + `-` + 16 + `-` + 2.
+pub const VALUE_LEN: usize = 55;
+
+/// Where the parent id starts within a value.
+pub const PARENT_AT: usize = 36;
+
+/// Length of the whole header line that is written into a call, with its line end.
+pub const LINE_LEN: usize = NAME.len() + 2 + VALUE_LEN + 2;
+
+/// Bit 0 of the flags: the caller may have recorded the trace.
+pub const SAMPLED: u8 = 1;
+
+/// The ids that a `traceparent` carries. Ids are big-endian on the wire and kept as numbers here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Context {
+    /// First and second half of the trace id; not both 0.
+    pub trace_id: [u64; 2],
+    /// The parent (span) id; not 0.
+    pub span_id: u64,
+    /// The flags octet; only [`SAMPLED`] is defined.
+    pub flags: u8,
+    #[doc(hidden)]
+    pub pad: [u8; 7],
+}
+
+/// Source of bytes for [`parse`]: a slice on the host, a map value in the kernel.
+pub trait Bytes {
+    /// The byte at `at`, 0 beyond the end.
+    fn byte(&self, at: u32) -> u8;
+}
+
+impl Bytes for [u8] {
+    fn byte(&self, at: u32) -> u8 {
+        self.get(at as usize).copied().unwrap_or(0)
+    }
+}
+
+/// 0–15 for a lower-case hex digit, otherwise a number with the high bit set, so that many digits can be judged by one OR.
+#[inline(always)]
+const fn nibble(byte: u8) -> u8 {
+    match byte {
+        b'0'..=b'9' => byte - b'0',
+        b'a'..=b'f' => byte - b'a' + 10,
+        _ => 0x80,
+    }
+}
+
+#[inline(always)]
+fn hex64<B: Bytes + ?Sized>(bytes: &B, at: u32, bad: &mut u8) -> u64 {
+    let mut value = 0;
+    let mut i = 0;
+    while i < 16 {
+        let digit = nibble(bytes.byte(at + i));
+        *bad |= digit;
+        value = (value << 4) | u64::from(digit & 15);
+        i += 1;
+    }
+    value
+}
+
+/// Reads the [`VALUE_LEN`] bytes at `at` as a version-00 value; `None` if they are not one.
+#[inline(always)]
+pub fn parse<B: Bytes + ?Sized>(bytes: &B, at: u32) -> Option<Context> {
+    let mut bad = 0;
+    let high = hex64(bytes, at + 3, &mut bad);
+    let low = hex64(bytes, at + 19, &mut bad);
+    let span_id = hex64(bytes, at + PARENT_AT as u32, &mut bad);
+    let (f1, f0) = (nibble(bytes.byte(at + 53)), nibble(bytes.byte(at + 54)));
+    bad |= f1 | f0;
+    let fixed = (bytes.byte(at) ^ b'0')
+        | (bytes.byte(at + 1) ^ b'0')
+        | (bytes.byte(at + 2) ^ b'-')
+        | (bytes.byte(at + 35) ^ b'-')
+        | (bytes.byte(at + 52) ^ b'-');
+    if bad & 0x80 != 0 || fixed != 0 || (high | low) == 0 || span_id == 0 {
+        return None;
+    }
+    Some(Context { trace_id: [high, low], span_id, flags: (f1 << 4) | f0, pad: [0; 7] })
+}
+
+/// The 16 hex digits of `value` as two little-endian words, ready to be stored.
+///
+/// Spreads the nibbles over bytes and turns each into its digit without a table or a branch: the kernel half writes
+/// three of these per tagged call.
+#[inline(always)]
+pub const fn hex_words(value: u64) -> [u64; 2] {
+    [hex_word((value >> 32) as u32), hex_word(value as u32)]
+}
+
+#[inline(always)]
+const fn hex_word(value: u32) -> u64 {
+    // Bring the most significant nibble to the lowest address.
+    let mut x = value.swap_bytes() as u64;
+    x = (x | (x << 16)) & 0x0000_ffff_0000_ffff;
+    x = (x | (x << 8)) & 0x00ff_00ff_00ff_00ff;
+    x = ((x >> 4) & 0x000f_000f_000f_000f) | ((x & 0x000f_000f_000f_000f) << 8);
+    // Nibbles over 9 carry into bit 4 when 6 is added; they need 'a' - '0' - 10 = 39 more.
+    let over = ((x + 0x0606_0606_0606_0606) >> 4) & 0x0101_0101_0101_0101;
+    x + 0x3030_3030_3030_3030 + over * 39
+}
+
+/// The header line `traceparent: 00-…\r\n`.
+#[inline(always)]
+pub fn line(context: &Context) -> [u8; LINE_LEN] {
+    let mut out = *b"traceparent: 00-00000000000000000000000000000000-0000000000000000-00\r\n";
+    let mut put = |at: usize, value: u64| {
+        let [a, b] = hex_words(value);
+        out[at..at + 8].copy_from_slice(&a.to_le_bytes());
+        out[at + 8..at + 16].copy_from_slice(&b.to_le_bytes());
+    };
+    put(16, context.trace_id[0]);
+    put(32, context.trace_id[1]);
+    put(49, context.span_id);
+    let flags = hex_word(u32::from(context.flags)).to_le_bytes();
+    out[66] = flags[6];
+    out[67] = flags[7];
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const EXAMPLE: &[u8] = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+    #[test]
+    fn reads_the_example_of_the_recommendation() {
+        let context = parse(EXAMPLE, 0).unwrap();
+        assert_eq!(context.trace_id, [0x4bf9_2f35_77b3_4da6, 0xa3ce_929d_0e0e_4736]);
+        assert_eq!(context.span_id, 0x00f0_67aa_0ba9_02b7);
+        assert_eq!(context.flags, SAMPLED);
+    }
+
+    #[test]
+    fn writes_what_it_reads() {
+        let line = line(&parse(EXAMPLE, 0).unwrap());
+        assert_eq!(&line[..], [b"traceparent: ", EXAMPLE, b"\r\n"].concat());
+    }
+
+    #[test]
+    fn refuses_what_the_recommendation_forbids() {
+        for bad in [
+            "00-4BF92F3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+            "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-0g",
+            "00_4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-0",
+            "",
+        ] {
+            assert_eq!(parse(bad.as_bytes(), 0), None, "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn survives_the_round_trip(high: u64, low in 1u64.., span_id in 1u64.., flags: u8) {
+            let context = Context { trace_id: [high, low], span_id, flags, pad: [0; 7] };
+            prop_assert_eq!(parse(&line(&context)[..], 13), Some(context));
+        }
+
+        #[test]
+        fn never_panics(bytes: Vec<u8>, at in 0u32..100) {
+            let _ = parse(&bytes[..], at);
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Joins records to call paths.

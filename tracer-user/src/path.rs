@@ -1,0 +1,1 @@
+//! The call path: what the assembler makes and the sinks print.
