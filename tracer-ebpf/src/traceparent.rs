@@ -1,5 +1,7 @@
 //! The W3C `traceparent` header (Trace Context, level 1: <https://www.w3.org/TR/trace-context/>).
 
+use crate::Window;
+
 /// The header's name, lower case.
 pub const NAME: &[u8; 11] = b"traceparent";
 
@@ -29,60 +31,49 @@ pub struct Context {
     pub pad: [u8; 7],
 }
 
-/// Source of bytes for [`parse`]: a slice on the host, a map value in the kernel.
-pub trait Bytes {
-    /// The byte at `at`, 0 beyond the end.
-    fn byte(&self, at: u32) -> u8;
-}
-
-impl Bytes for [u8] {
-    fn byte(&self, at: u32) -> u8 {
-        self.get(at as usize).copied().unwrap_or(0)
-    }
-}
-
-/// 0–15 for a lower-case hex digit, otherwise a number with the high bit set, so that many digits can be judged by one OR.
+/// Reads eight lower-case hex digits (first digit in the lowest byte); sets bits of `bad` if they are anything else.
+///
+/// Decodes loosely, then encodes and compares: exact, and without a branch that the verifier would have to follow.
 #[inline(always)]
-const fn nibble(byte: u8) -> u8 {
-    match byte {
-        b'0'..=b'9' => byte - b'0',
-        b'a'..=b'f' => byte - b'a' + 10,
-        _ => 0x80,
-    }
-}
-
-#[inline(always)]
-fn hex64<B: Bytes + ?Sized>(bytes: &B, at: u32, bad: &mut u8) -> u64 {
-    let mut value = 0;
-    let mut i = 0;
-    while i < 16 {
-        let digit = nibble(bytes.byte(at + i));
-        *bad |= digit;
-        value = (value << 4) | u64::from(digit & 15);
-        i += 1;
-    }
+const fn unhex_word(digits: u64, bad: &mut u64) -> u32 {
+    let letters = (digits >> 6) & 0x0101_0101_0101_0101;
+    let nibbles = ((digits & 0x0f0f_0f0f_0f0f_0f0f) + letters * 9) & 0x0f0f_0f0f_0f0f_0f0f;
+    let pairs = ((nibbles & 0x000f_000f_000f_000f) << 4) | ((nibbles >> 8) & 0x000f_000f_000f_000f);
+    let fours = (pairs | (pairs >> 8)) & 0x0000_ffff_0000_ffff;
+    let value = ((fours | (fours >> 16)) as u32).swap_bytes();
+    *bad |= hex_word(value) ^ digits;
     value
 }
 
-/// Reads the [`VALUE_LEN`] bytes at `at` as a version-00 value; `None` if they are not one.
 #[inline(always)]
-pub fn parse<B: Bytes + ?Sized>(bytes: &B, at: u32) -> Option<Context> {
+fn unhex64<W: Window + ?Sized>(window: &W, at: u32, bad: &mut u64) -> u64 {
+    let high = unhex_word(window.word(at), bad);
+    let low = unhex_word(window.word(at + 8), bad);
+    (u64::from(high) << 32) | u64::from(low)
+}
+
+/// Reads the [`VALUE_LEN`] bytes at `at` as a version-00 value; `None` if they are not one. The caller has made sure
+/// that the window holds them.
+#[inline(always)]
+pub fn parse<W: Window + ?Sized>(window: &W, at: u32) -> Option<Context> {
     let mut bad = 0;
-    let high = hex64(bytes, at + 3, &mut bad);
-    let low = hex64(bytes, at + 19, &mut bad);
-    let span_id = hex64(bytes, at + PARENT_AT as u32, &mut bad);
-    let (f1, f0) = (nibble(bytes.byte(at + 53)), nibble(bytes.byte(at + 54)));
-    bad |= f1 | f0;
-    let fixed = (bytes.byte(at) ^ b'0')
-        | (bytes.byte(at + 1) ^ b'0')
-        | (bytes.byte(at + 2) ^ b'-')
-        | (bytes.byte(at + 35) ^ b'-')
-        | (bytes.byte(at + 52) ^ b'-');
-    if bad & 0x80 != 0 || fixed != 0 || (high | low) == 0 || span_id == 0 {
+    let high = unhex64(window, at + 3, &mut bad);
+    let low = unhex64(window, at + 19, &mut bad);
+    let span_id = unhex64(window, at + PARENT_AT as u32, &mut bad);
+    // The last word is `-` and the flags, five bytes of the parent id before them.
+    let last = window.word(at + 47);
+    bad |= (last >> 40) & 0xff ^ b'-' as u64;
+    let flags = unhex_word((last >> 48) << 48 | ZEROS, &mut bad) as u8;
+    bad |= window.word(at) & 0x00ff_ffff ^ u64::from_le_bytes(*b"00-\0\0\0\0\0");
+    bad |= window.word(at + 35) & 0xff ^ b'-' as u64;
+    if bad != 0 || (high | low) == 0 || span_id == 0 {
         return None;
     }
-    Some(Context { trace_id: [high, low], span_id, flags: (f1 << 4) | f0, pad: [0; 7] })
+    Some(Context { trace_id: [high, low], span_id, flags, pad: [0; 7] })
 }
+
+/// Six digits `0`, to fill up a word of two.
+const ZEROS: u64 = 0x0000_3030_3030_3030;
 
 /// The 16 hex digits of `value` as two little-endian words, ready to be stored.
 ///
