@@ -7,6 +7,7 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod counter;
+pub mod glob;
 pub mod http1;
 pub mod record;
 pub mod traceparent;

@@ -1,0 +1,241 @@
+//! Which invocation a call belongs to (DESIGN.md, section 5), and the bookkeeping that it takes.
+//!
+//! Only live invocations are candidates: what has answered is no longer in `INVOCATIONS`, and a thread that still
+//! remembers it remembers a key that is found no more.
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use tracer_ebpf::{counter::Counter, record::Rule, traceparent::Context};
+
+use crate::{
+    kernel::Task,
+    maps::{CONTEXTS, INVOCATIONS, SANDBOXES, THREADS, count},
+    pointer::Value,
+};
+
+/// What is known of a sandbox.
+#[repr(C)]
+pub struct Sandbox {
+    /// How many invocations are live.
+    pub live: AtomicU32,
+    /// Set by the first invocation.
+    pub seen: AtomicU32,
+    /// All their span ids, XORed: with one live it is that one's. Both are changed without a lock, so what comes out is
+    /// believed only if `INVOCATIONS` has it, for this sandbox.
+    pub spans: AtomicU64,
+    /// When two were last live at once, ns.
+    pub overlap_ns: AtomicU64,
+}
+
+/// A live invocation.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Invocation {
+    pub sandbox: u64,
+    /// The trace that it continues or began, its own span id, and the flags for what it calls.
+    pub context: Context,
+    /// The parent id that came in; 0 if none did.
+    pub inbound: u64,
+    pub start_ns: u64,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct ContextKey {
+    pub sandbox: u64,
+    pub parent: u64,
+}
+
+/// What a thread works for.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Thread {
+    /// The invocation that it read last, or that its parent worked for.
+    pub span: u64,
+    pub sandbox: u64,
+    /// 1 if it read the request itself, 0 if it has it by descent.
+    pub read: u8,
+    /// 1 if it read another's while that was live: then it tells nothing.
+    pub several: u8,
+    /// 1 once it has called while nothing was live: it has work of its own.
+    pub background: u8,
+    pub pad: [u8; 5],
+}
+
+/// The answer to "whose call is this?".
+#[derive(Clone, Copy)]
+pub struct Parent {
+    pub rule: Rule,
+    /// Its span id and the context for what it calls; all 0 with [`Rule::None`].
+    pub context: Context,
+    pub live: u32,
+}
+
+#[inline(always)]
+pub fn sandbox(id: u64) -> Option<Value<Sandbox>> {
+    // SAFETY: a map look-up.
+    unsafe { Value::new(SANDBOXES.get_ptr_mut(id)?) }
+}
+
+#[inline(always)]
+pub fn invocation(span: u64) -> Option<Value<Invocation>> {
+    // SAFETY: a map look-up.
+    unsafe { Value::new(INVOCATIONS.get_ptr_mut(span)?) }
+}
+
+#[inline(always)]
+fn thread(tid: u32) -> Option<Value<Thread>> {
+    // SAFETY: a map look-up.
+    unsafe { Value::new(THREADS.get_ptr_mut(tid)?) }
+}
+
+/// Notes that an invocation is live. Says whether it is the sandbox's first, and how many are live now.
+#[inline(always)]
+pub fn begin(span: u64, invocation: &Invocation) -> (bool, u32) {
+    if INVOCATIONS.insert(span, invocation, 0).is_err() {
+        count(Counter::InvocationsFull);
+    }
+    if invocation.inbound != 0 {
+        let key = ContextKey { sandbox: invocation.sandbox, parent: invocation.inbound };
+        // Two that came with the same parent id (a retry, or a tenant that replays it) tell nothing: 0 is no span.
+        if CONTEXTS.insert(key, span, u64::from(BPF_NOEXIST)).is_err() && CONTEXTS.insert(key, 0, 0).is_err() {
+            count(Counter::InvocationsFull);
+        }
+    }
+    let Some(sandbox) = sandbox(invocation.sandbox) else { return (false, 0) };
+    // Counted although the map may have refused it: one that is not known must still keep others from being alone.
+    let others = sandbox.live.fetch_add(1, Relaxed);
+    sandbox.spans.fetch_xor(span, Relaxed);
+    if others > 0 {
+        sandbox.overlap_ns.store(invocation.start_ns, Relaxed);
+    }
+    (sandbox.seen.swap(1, Relaxed) == 0, others.saturating_add(1))
+}
+
+/// Notes that an invocation has answered.
+#[inline(always)]
+pub fn end(span: u64, sandbox_id: u64) {
+    if let Some(invocation) = invocation(span)
+        && invocation.inbound != 0
+    {
+        let key = ContextKey { sandbox: sandbox_id, parent: invocation.inbound };
+        let _ = CONTEXTS.remove(key);
+    }
+    let _ = INVOCATIONS.remove(span);
+    if let Some(sandbox) = sandbox(sandbox_id) {
+        sandbox.spans.fetch_xor(span, Relaxed);
+        sandbox.live.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Notes that `task` read bytes of the request of `span`.
+#[inline(always)]
+pub fn reads(task: Task, span: u64, sandbox_id: u64) {
+    count(Counter::Reads);
+    if let Some(mut known) = thread(task.tid) {
+        if known.span == span && known.read == 1 {
+            return;
+        }
+        let alone = sandbox(sandbox_id).is_some_and(|sandbox| sandbox.live.load(Relaxed) <= 1);
+        let other_lives = known.read == 1 && known.span != span && invocation(known.span).is_some();
+        known.several = if alone {
+            0
+        } else if other_lives {
+            1
+        } else {
+            known.several
+        };
+        known.span = span;
+        known.sandbox = sandbox_id;
+        known.read = 1;
+        return;
+    }
+    let new = Thread { span, sandbox: sandbox_id, read: 1, several: 0, background: 0, pad: [0; 5] };
+    if THREADS.insert(task.tid, new, 0).is_err() {
+        count(Counter::ThreadsFull);
+    }
+}
+
+/// Notes that `child` was made by `parent`.
+#[inline(always)]
+pub fn forks(parent: Task, child: Task) {
+    let Some(known) = thread(parent.tid) else { return };
+    if known.several == 1 || invocation(known.span).is_none() {
+        return;
+    }
+    let new = Thread { span: known.span, sandbox: known.sandbox, read: 0, several: 0, background: 0, pad: [0; 5] };
+    if THREADS.insert(child.tid, new, 0).is_err() {
+        count(Counter::ThreadsFull);
+    }
+}
+
+#[inline(always)]
+pub fn exits(task: Task) {
+    let _ = THREADS.remove(task.tid);
+}
+
+/// Decides whose call it is that `task` makes now in `sandbox_id`. `carried` is the context that the call brings along.
+///
+/// `task` is `None` where the hook cannot be sure who sends.
+#[inline(always)]
+pub fn attribute(sandbox_id: u64, task: Option<Task>, carried: Option<&Context>) -> Parent {
+    let Some(sandbox) = sandbox(sandbox_id) else { return Parent { rule: Rule::None, context: NOBODY, live: 0 } };
+    let live = sandbox.live.load(Relaxed);
+    if let Some(context) = carried
+        && let Some(found) = forwarded(sandbox_id, context)
+    {
+        return Parent { rule: Rule::Header, context: found, live };
+    }
+    let known = match task {
+        Some(task) => thread(task.tid),
+        None => None,
+    };
+    if live == 1
+        && let Some(only) = invocation(sandbox.spans.load(Relaxed))
+        && only.sandbox == sandbox_id
+        // Since it began: what another left running may still call.
+        && only.start_ns > sandbox.overlap_ns.load(Relaxed)
+    {
+        let has_own_work =
+            known.as_ref().is_some_and(|known| known.background == 1 && known.span != only.context.span_id);
+        if !has_own_work {
+            return Parent { rule: Rule::Exclusive, context: only.context, live };
+        }
+    }
+    if let Some(mut known) = known {
+        if known.sandbox == sandbox_id
+            && known.several == 0
+            && let Some(own) = invocation(known.span)
+            && own.sandbox == sandbox_id
+        {
+            let rule = if known.read == 1 { Rule::Thread } else { Rule::Lineage };
+            return Parent { rule, context: own.context, live };
+        }
+        if live == 0 {
+            known.background = 1;
+        }
+    } else if live == 0
+        && let Some(task) = task
+    {
+        let new = Thread { span: 0, sandbox: sandbox_id, read: 0, several: 0, background: 1, pad: [0; 5] };
+        if THREADS.insert(task.tid, new, 0).is_err() {
+            count(Counter::ThreadsFull);
+        }
+    }
+    Parent { rule: Rule::None, context: NOBODY, live }
+}
+
+const NOBODY: Context = Context { trace_id: [0; 2], span_id: 0, flags: 0, pad: [0; 7] };
+
+/// The live invocation of this sandbox whose own inbound context is the one that the call carries.
+#[inline(always)]
+fn forwarded(sandbox: u64, carried: &Context) -> Option<Context> {
+    let key = ContextKey { sandbox, parent: carried.span_id };
+    // SAFETY: a map look-up; the value is copied at once.
+    let span = unsafe { CONTEXTS.get_ptr(key)?.read() };
+    let found = invocation(span)?;
+    if found.context.trace_id[0] != carried.trace_id[0] || found.context.trace_id[1] != carried.trace_id[1] {
+        return None;
+    }
+    Some(found.context)
+}

@@ -1,0 +1,131 @@
+//! What is kept per connection: one value in socket storage, freed by the kernel with the socket.
+
+use aya_ebpf::{bindings::BPF_SK_STORAGE_GET_F_CREATE, helpers::generated::bpf_sk_storage_get};
+use core::sync::atomic::AtomicU32;
+use core::{ffi::c_void, ptr};
+use tracer_ebpf::{http1::Flow, record::Wire};
+
+use crate::{maps::CONNECTIONS, pointer::Value};
+
+/// Which end of the connection the sandbox's socket is.
+pub mod role {
+    pub const CLIENT: u8 = 1;
+    pub const SERVER: u8 = 2;
+}
+
+/// How many exchanges may be open at once on a connection (HTTP/1.1 pipelining); a power of two.
+pub const OPEN_MAX: u32 = 8;
+
+/// Bytes of a head's beginning that are kept when it comes in pieces.
+pub const FIRST_MAX: usize = 128;
+
+/// One direction, with its place in the TCP stream.
+#[repr(C)]
+pub struct Direction {
+    /// Held while a packet of this direction is parsed: two CPUs may have one each (net/ipv4/tcp_ipv4.c, tcp_v4_rcv
+    /// runs the filter before it takes the socket).
+    pub guard: AtomicU32,
+    /// The next sequence number, for flows that are read off packets.
+    pub sequence: u32,
+    /// The boundary at which this flow began was concluded, not proven: not good enough for a tag.
+    pub unproven: u8,
+    pub pad: [u8; 7],
+    pub flow: Flow,
+}
+
+#[repr(C)]
+pub struct Connection {
+    /// The socket's cookie; 0 until the value is set up.
+    pub cookie: u64,
+    /// The cgroup id of the socket's sandbox.
+    pub sandbox: u64,
+    pub wire: Wire,
+    /// See [`role`].
+    pub role: u8,
+    /// The send hook sees what this socket sends.
+    pub enrolled: u8,
+    /// The destination is one that a tag may reach.
+    pub may_tag: u8,
+    /// An opaque stream has been reported; [`Connection::opaque_span`] names it.
+    pub opaque: u8,
+    /// Requests begun and responses ended; their difference is what is open.
+    pub requests: u32,
+    pub responses: u32,
+    pub status: u16,
+    /// How many bytes of [`Connection::first`] are in use.
+    pub first_len: u16,
+    /// When the response at hand began, ns.
+    pub first_byte_ns: u64,
+    /// The process that reads from this socket (servers) or connected it (clients).
+    pub pid: u32,
+    /// The thread that read last, and the invocation that it read: the read hook's short cut.
+    pub reader: u32,
+    pub reader_span: u64,
+    pub opaque_span: u64,
+    /// Who was at work when the socket connected: the span, and a rule.
+    pub connect_parent: u64,
+    pub connect_ns: u64,
+    pub connect_rule: u8,
+    pub pad: [u8; 7],
+    /// Span ids of the open exchanges, by ordinal modulo [`OPEN_MAX`].
+    pub spans: [u64; OPEN_MAX as usize],
+    /// Methods of their requests ([`tracer_ebpf::http1::method`]).
+    pub methods: [u8; OPEN_MAX as usize],
+    pub request: Direction,
+    pub response: Direction,
+    /// The beginning of a request head that came in pieces.
+    pub first: [u8; FIRST_MAX],
+}
+
+impl Connection {
+    /// How many exchanges are open.
+    #[inline(always)]
+    pub fn open(&self) -> u32 {
+        self.requests.wrapping_sub(self.responses)
+    }
+
+    /// The span of the exchange with this ordinal.
+    #[inline(always)]
+    pub fn span(&mut self, ordinal: u32) -> &mut u64 {
+        &mut self.spans[(ordinal & (OPEN_MAX - 1)) as usize]
+    }
+
+    /// The method of the exchange with this ordinal.
+    #[inline(always)]
+    pub fn method(&mut self, ordinal: u32) -> &mut u8 {
+        &mut self.methods[(ordinal & (OPEN_MAX - 1)) as usize]
+    }
+}
+
+/// The connection of a socket that has been noted; `None` for all others.
+///
+/// # Safety
+///
+/// `socket` must be a pointer that the verifier knows to be a full socket.
+#[inline(always)]
+pub unsafe fn get(socket: *mut c_void) -> Option<Value<Connection>> {
+    // SAFETY: the caller vouches for the socket; a null value and no flags only look up.
+    unsafe {
+        let value = bpf_sk_storage_get((&raw const CONNECTIONS).cast_mut().cast(), socket, ptr::null_mut(), 0);
+        Value::new(value.cast::<Connection>())
+    }
+}
+
+/// The connection of a socket, zeroed if it is new.
+///
+/// # Safety
+///
+/// As for [`get`].
+#[inline(always)]
+pub unsafe fn make(socket: *mut c_void) -> Option<Value<Connection>> {
+    // SAFETY: the caller vouches for the socket.
+    unsafe {
+        let value = bpf_sk_storage_get(
+            (&raw const CONNECTIONS).cast_mut().cast(),
+            socket,
+            ptr::null_mut(),
+            u64::from(BPF_SK_STORAGE_GET_F_CREATE),
+        );
+        Value::new(value.cast::<Connection>())
+    }
+}

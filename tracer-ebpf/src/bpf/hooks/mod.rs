@@ -1,0 +1,10 @@
+//! The programs, one module per hook.
+
+mod cgroups;
+mod connect;
+mod existing;
+mod packets;
+mod read;
+mod send;
+mod tasks;
+mod verdict;

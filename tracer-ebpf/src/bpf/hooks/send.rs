@@ -1,0 +1,273 @@
+//! send: `sk_msg` on the sockhash of enrolled client sockets.
+//!
+//! net/ipv4/tcp_bpf.c, tcp_bpf_sendmsg: runs in the thread that sends, under the socket's lock, on each message before
+//! TCP has it. Here a call is attributed and tagged. The rules are DESIGN.md's section 4; whatever is not certain lets
+//! the message go as it came.
+
+use aya_ebpf::{
+    bindings::{
+        sk_action::{SK_DROP, SK_PASS},
+        sk_msg_md,
+    },
+    helpers::{
+        bpf_ktime_get_ns,
+        generated::{bpf_msg_pop_data, bpf_msg_pull_data, bpf_msg_push_data, bpf_skc_to_tcp_sock},
+    },
+    macros::sk_msg,
+    programs::SkMsgContext,
+};
+use tracer_ebpf::{
+    counter::Counter,
+    http1::{HEAD_LIMIT, mode, tag_state},
+    record::{Rule, Tag},
+    traceparent::{self, Context, LINE_LEN, PARENT_AT},
+};
+
+use crate::{
+    connection::{self, Connection},
+    exchange,
+    kernel::{Sock, Typed},
+    maps::{TAGGING, count},
+    pointer::Value,
+    scratch::{self, Scratch},
+    stream::{self, Message, outcome},
+};
+
+/// Messages up to this long are made linear, so that they leave in one piece as they would have without us; longer ones
+/// fill segments anyway.
+const LINEAR_MAX: u32 = 64 * 1024;
+
+#[sk_msg]
+pub fn fn_send(context: SkMsgContext) -> u32 {
+    let message = context.msg;
+    // SAFETY: the context's socket is a full one.
+    let connection = unsafe {
+        let socket = (*message).__bindgen_anon_3.sk;
+        if socket.is_null() { None } else { connection::get(socket.cast()) }
+    };
+    let Some(mut connection) = connection else { return SK_PASS };
+    send(message, &mut connection)
+}
+
+#[inline(always)]
+fn linear(message: *mut sk_msg_md) -> u32 {
+    // SAFETY: fields of the context.
+    unsafe { ((*message).__bindgen_anon_2.data_end as usize - (*message).__bindgen_anon_1.data as usize) as u32 }
+}
+
+#[inline(always)]
+fn size(message: *mut sk_msg_md) -> u32 {
+    // SAFETY: a field of the context.
+    unsafe { (*message).size }
+}
+
+/// Makes the first `len` bytes one piece of memory.
+#[inline(always)]
+fn pull(message: *mut sk_msg_md, len: u32) -> bool {
+    // SAFETY: the helper checks its arguments; pointers into the message are read anew afterwards.
+    unsafe { bpf_msg_pull_data(message, 0, len, 0) == 0 }
+}
+
+#[inline(always)]
+fn send(message: *mut sk_msg_md, connection: &mut Value<Connection>) -> u32 {
+    count(Counter::Sends);
+    let whole = size(message);
+    // Two pieces become two segments, and the second waits for the first one's acknowledgement (Nagle): where the
+    // message happens to lie across two pages, too.
+    if whole <= LINEAR_MAX && linear(message) < whole {
+        let _ = pull(message, whole);
+    }
+    let flow = &mut connection.request.flow;
+    if flow.mode >= mode::UNTIL_CLOSE && flow.mode != mode::LOST {
+        return SK_PASS;
+    }
+    if flow.mode == mode::BODY && u64::from(whole) < flow.remaining {
+        let _ = flow.pass_body(u64::from(whole));
+        return SK_PASS;
+    }
+    let Some(mut scratch) = scratch::take() else {
+        flow.mode = mode::LOST;
+        return SK_PASS;
+    };
+    let verdict = look(message, &mut scratch, connection, whole);
+    scratch::give_back(&scratch);
+    verdict
+}
+
+#[inline(always)]
+fn look(message: *mut sk_msg_md, scratch: &mut Value<Scratch>, connection: &mut Value<Connection>, whole: u32) -> u32 {
+    // SAFETY: the helper has no arguments.
+    scratch.now = unsafe { bpf_ktime_get_ns() };
+    let seen = linear(message);
+    let begins = connection.request.flow.at_boundary() && connection.request.unproven == 0;
+    scratch.may_pause = 1;
+    scratch.tag_else = Tag::Pipelined as u32;
+    stream::run::<Message, true>(Message(message), scratch, connection, 0, seen);
+    let mut verdict = SK_PASS;
+    if scratch.outcome == outcome::HEAD {
+        verdict = call(message, scratch, connection, begins, seen);
+        if stream::request_body(scratch, connection) {
+            scratch.may_pause = 0;
+            stream::resume::<Message, true>(Message(message), scratch, connection);
+        }
+    }
+    if seen < whole {
+        unseen(connection, whole - seen);
+    }
+    verdict
+}
+
+/// The rest of a message that is too long to be linear.
+#[inline(always)]
+fn unseen(connection: &mut Value<Connection>, len: u32) {
+    let flow = &mut connection.request.flow;
+    if flow.mode == mode::BODY && u64::from(len) < flow.remaining {
+        let _ = flow.pass_body(u64::from(len));
+    } else if flow.mode != mode::OPAQUE {
+        count(Counter::Desynced);
+        flow.mode = mode::LOST;
+    }
+}
+
+/// A request head is complete, `cursor.at` behind it: attributes the call, tags it, records it.
+#[inline(always)]
+fn call(
+    message: *mut sk_msg_md,
+    scratch: &mut Value<Scratch>,
+    connection: &mut Value<Connection>,
+    begins: bool,
+    seen: u32,
+) -> u32 {
+    let sender = stream::sender(connection);
+    let head_end = scratch.window_at + scratch.cursor.at;
+    let head_len = connection.request.flow.head_len;
+    let parent = exchange::attribute_call(scratch, connection, sender);
+    let flow = &connection.request.flow;
+    // SAFETY: `attribute_call` has written this variant.
+    let context = unsafe { scratch.fixed.start.context };
+    let mut verdict = SK_PASS;
+    let tag = if TAGGING.load() == 0 {
+        Tag::Off
+    } else if flow.is_doubtful() {
+        Tag::Malformed
+    } else if flow.tag == tag_state::VALID && parent.rule != Rule::Header {
+        Tag::Kept
+    } else if connection.may_tag == 0 {
+        Tag::Destination
+    } else if !begins || head_len > head_end {
+        if connection.request.unproven == 1 { Tag::Unproven } else { Tag::Split }
+    } else if head_end > HEAD_LIMIT {
+        Tag::LongHead
+    } else if parent.rule == Rule::Header && flow.tag == tag_state::VALID {
+        let at = head_end - head_len + flow.tag_at + PARENT_AT as u32;
+        rewrite(message, at, &context)
+    } else if !has_room(message) {
+        Tag::NoRoom
+    } else {
+        // Before the empty line, which is one byte or two.
+        let empty = if scratch.last_but_one() == b'\r' { 2 } else { 1 };
+        let (tag, stuck) = insert(message, head_end - empty, seen, &context);
+        if stuck {
+            verdict = SK_DROP;
+        }
+        if tag == Tag::Injected {
+            // The rest of the message has moved up.
+            scratch.payload_at = LINE_LEN as u32;
+        }
+        tag
+    };
+    let pid = if let Some(task) = sender { task.pid } else { 0 };
+    exchange::call_begins(scratch, connection, &parent, tag, pid);
+    verdict
+}
+
+/// Whether the send buffer takes the message whole, tag and all.
+///
+/// If it did not, a non-blocking sender would be told less than was taken: tcp_bpf_sendmsg counts in bytes after the
+/// tag (net/ipv4/tcp_bpf.c, tcp_bpf_send_verdict, Linux 6.18).
+#[inline(always)]
+fn has_room(message: *mut sk_msg_md) -> bool {
+    // SAFETY: the context's socket; the helper gives a typed pointer or null.
+    let socket = unsafe {
+        let socket = (*message).__bindgen_anon_3.sk;
+        if socket.is_null() {
+            return false;
+        }
+        Typed::new(bpf_skc_to_tcp_sock(socket.cast()))
+    };
+    let Some(socket) = socket else { return false };
+    // Twice the size, for what the kernel charges beside the bytes themselves.
+    Sock(socket).send_room() > 2 * i64::from(size(message)) + 4096
+}
+
+/// Writes the header line into the message at `at`. On any failure takes it out again. The second answer is whether
+/// even that failed.
+#[inline(always)]
+fn insert(message: *mut sk_msg_md, at: u32, seen: u32, context: &Context) -> (Tag, bool) {
+    const LEN: u32 = LINE_LEN as u32;
+    // SAFETY: the helper checks its arguments; pointers into the message are read anew afterwards.
+    if unsafe { bpf_msg_push_data(message, at, LEN, 0) } != 0 {
+        return (Tag::Refused, false);
+    }
+    // The new line lies in a piece of its own now, and a piece becomes a segment (Nagle again).
+    let line = traceparent::line(context);
+    if pull(message, seen + LEN) && write(message, at, &line) {
+        return (Tag::Injected, false);
+    }
+    // SAFETY: as above.
+    let stuck = unsafe { bpf_msg_pop_data(message, at, LEN, 0) } != 0;
+    if stuck {
+        count(Counter::TagStuck);
+    }
+    (Tag::Refused, stuck)
+}
+
+/// Writes the line into the linear part, and reads it back.
+#[inline(always)]
+fn write(message: *mut sk_msg_md, at: u32, line: &[u8; LINE_LEN]) -> bool {
+    if at > HEAD_LIMIT {
+        return false;
+    }
+    // SAFETY: the bounds are checked against the message's end, which the verifier insists on.
+    unsafe {
+        let to = ((*message).__bindgen_anon_1.data as *mut u8).add(at as usize);
+        if to.add(LINE_LEN) > (*message).__bindgen_anon_2.data_end as *mut u8 {
+            return false;
+        }
+        let mut i = 0;
+        while i < LINE_LEN {
+            to.add(i).write(line[i]);
+            i += 1;
+        }
+        let mut differs = 0;
+        let mut i = 0;
+        while i < LINE_LEN {
+            differs |= to.add(i).read_volatile() ^ line[i];
+            i += 1;
+        }
+        differs == 0
+    }
+}
+
+/// Replaces the sixteen digits of the parent id at `at`.
+#[inline(always)]
+fn rewrite(message: *mut sk_msg_md, at: u32, context: &Context) -> Tag {
+    if at > HEAD_LIMIT {
+        return Tag::LongHead;
+    }
+    let [high, low] = traceparent::hex_words(context.span_id);
+    // SAFETY: the bounds are checked against the message's end, which the verifier insists on.
+    unsafe {
+        let to = ((*message).__bindgen_anon_1.data as *mut u8).add(at as usize);
+        if to.add(16) > (*message).__bindgen_anon_2.data_end as *mut u8 {
+            return Tag::Refused;
+        }
+        let mut i = 0;
+        while i < 8 {
+            to.add(i).write((high >> (8 * i)) as u8);
+            to.add(8 + i).write((low >> (8 * i)) as u8);
+            i += 1;
+        }
+    }
+    Tag::Rewritten
+}

@@ -1,0 +1,247 @@
+//! Reading the kernel's own structures.
+//!
+//! Offsets come from the running kernel's BTF: user space looks them up by name and sets them before the programs are
+//! loaded, the verifier folds them to constants and checks the access against the type of the pointer. The initial value
+//! is one that it refuses, so that a forgotten offset is a load error and not a wrong answer.
+
+use aya_ebpf::{Global, helpers::generated::bpf_get_current_task_btf};
+use tracer_ebpf::record::Wire;
+
+macro_rules! offsets {
+    ($($(#[$doc:meta])* $name:ident;)*) => {
+        $($(#[$doc])*
+        #[unsafe(no_mangle)]
+        pub static $name: Global<u32> = Global::new(u32::MAX);)*
+    };
+}
+
+offsets! {
+    /// sock.sk_cgrp_data.cgroup
+    OFF_SOCK_CGROUP;
+    /// sock.sk_err
+    OFF_SOCK_ERR;
+    /// sock.sk_wmem_queued
+    OFF_SOCK_WMEM_QUEUED;
+    /// sock.sk_sndbuf
+    OFF_SOCK_SNDBUF;
+    /// sock_common.skc_family
+    OFF_SKC_FAMILY;
+    /// sock_common.skc_state
+    OFF_SKC_STATE;
+    /// sock_common.skc_num
+    OFF_SKC_NUM;
+    /// sock_common.skc_dport
+    OFF_SKC_DPORT;
+    /// sock_common.skc_daddr
+    OFF_SKC_DADDR;
+    /// sock_common.skc_rcv_saddr
+    OFF_SKC_RCV_SADDR;
+    /// sock_common.skc_v6_daddr
+    OFF_SKC_V6_DADDR;
+    /// sock_common.skc_v6_rcv_saddr
+    OFF_SKC_V6_RCV_SADDR;
+    /// sock_common.skc_net.net
+    OFF_SKC_NET;
+    /// net.net_cookie
+    OFF_NET_COOKIE;
+    /// tcp_sock.rcv_nxt
+    OFF_TCP_RCV_NXT;
+    /// tcp_sock.write_seq
+    OFF_TCP_WRITE_SEQ;
+    /// cgroup.kn
+    OFF_CGROUP_KN;
+    /// cgroup.root
+    OFF_CGROUP_ROOT;
+    /// cgroup.self.parent
+    OFF_CGROUP_SELF_PARENT;
+    /// cgroup_subsys_state.cgroup
+    OFF_CSS_CGROUP;
+    /// cgroup_root.hierarchy_id
+    OFF_ROOT_HIERARCHY_ID;
+    /// kernfs_node.id
+    OFF_KN_ID;
+    /// task_struct.pid
+    OFF_TASK_PID;
+    /// task_struct.tgid
+    OFF_TASK_TGID;
+    /// task_struct.cgroups
+    OFF_TASK_CGROUPS;
+    /// css_set.dfl_cgrp
+    OFF_CSS_SET_DFL_CGRP;
+}
+
+/// A pointer whose type the verifier knows from BTF (a tracepoint's argument, or what a typed helper gave).
+#[derive(Clone, Copy)]
+pub struct Typed(*const u8);
+
+impl Typed {
+    /// # Safety
+    ///
+    /// `pointer` must be one that the verifier tracks by BTF type; it checks every access then, and faults read 0.
+    #[inline(always)]
+    pub unsafe fn new<T>(pointer: *const T) -> Option<Self> {
+        if pointer.is_null() { None } else { Some(Self(pointer.cast())) }
+    }
+
+    #[inline(always)]
+    pub fn as_ptr(self) -> *const u8 {
+        self.0
+    }
+
+    #[inline(always)]
+    fn get<T>(self, offset: &Global<u32>) -> T {
+        // SAFETY: the verifier has checked offset and width against the pointer's type, or not loaded the program.
+        unsafe { self.0.add(offset.load() as usize).cast::<T>().read_volatile() }
+    }
+
+    #[inline(always)]
+    fn get_at<T>(self, offset: &Global<u32>, more: usize) -> T {
+        // SAFETY: as above.
+        unsafe { self.0.add(offset.load() as usize + more).cast::<T>().read_volatile() }
+    }
+
+    #[inline(always)]
+    fn follow(self, offset: &Global<u32>) -> Self {
+        Self(self.get::<*const u8>(offset))
+    }
+}
+
+/// A `struct sock` (or `tcp_sock`, which begins with one).
+#[derive(Clone, Copy)]
+pub struct Sock(pub Typed);
+
+impl Sock {
+    /// The id of the cgroup that the socket was made in.
+    #[inline(always)]
+    pub fn cgroup(self) -> u64 {
+        cgroup_id(self.0.follow(&OFF_SOCK_CGROUP))
+    }
+
+    /// The pending error, positive; 0 for none.
+    #[inline(always)]
+    pub fn error(self) -> u32 {
+        self.0.get(&OFF_SOCK_ERR)
+    }
+
+    /// Bytes that the send buffer may still take; negative when it is over-full.
+    #[inline(always)]
+    pub fn send_room(self) -> i64 {
+        i64::from(self.0.get::<i32>(&OFF_SOCK_SNDBUF)) - i64::from(self.0.get::<i32>(&OFF_SOCK_WMEM_QUEUED))
+    }
+
+    #[inline(always)]
+    pub fn state(self) -> u8 {
+        self.0.get(&OFF_SKC_STATE)
+    }
+
+    #[inline(always)]
+    pub fn local_port(self) -> u16 {
+        self.0.get(&OFF_SKC_NUM)
+    }
+
+    #[inline(always)]
+    pub fn is_inet(self) -> bool {
+        let family = self.0.get::<u16>(&OFF_SKC_FAMILY);
+        family == AF_INET || family == AF_INET6
+    }
+
+    /// Both ends, as `Wire` writes them.
+    #[inline(always)]
+    pub fn wire(self, wire: &mut Wire) {
+        if self.0.get::<u16>(&OFF_SKC_FAMILY) == AF_INET {
+            mapped(&mut wire.local, self.0.get(&OFF_SKC_RCV_SADDR));
+            mapped(&mut wire.remote, self.0.get(&OFF_SKC_DADDR));
+        } else {
+            store(&mut wire.local, self.0.get_at(&OFF_SKC_V6_RCV_SADDR, 0), self.0.get_at(&OFF_SKC_V6_RCV_SADDR, 8));
+            store(&mut wire.remote, self.0.get_at(&OFF_SKC_V6_DADDR, 0), self.0.get_at(&OFF_SKC_V6_DADDR, 8));
+        }
+        wire.local_port = self.local_port();
+        wire.remote_port = u16::from_be(self.0.get(&OFF_SKC_DPORT));
+        wire.netns = self.0.follow(&OFF_SKC_NET).get(&OFF_NET_COOKIE);
+    }
+}
+
+/// A `struct tcp_sock`.
+#[derive(Clone, Copy)]
+pub struct TcpSock(pub Typed);
+
+impl TcpSock {
+    #[inline(always)]
+    pub fn sock(self) -> Sock {
+        Sock(self.0)
+    }
+
+    /// The sequence number of the next byte to come in.
+    #[inline(always)]
+    pub fn receive_next(self) -> u32 {
+        self.0.get(&OFF_TCP_RCV_NXT)
+    }
+
+    /// The sequence number of the next byte that the process will write.
+    #[inline(always)]
+    pub fn write_next(self) -> u32 {
+        self.0.get(&OFF_TCP_WRITE_SEQ)
+    }
+}
+
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+
+#[inline(always)]
+fn mapped(to: &mut [u8; 16], address: u32) {
+    store(to, 0, (u64::from(address) << 32) | 0xffff_0000);
+}
+
+#[inline(always)]
+fn store(to: &mut [u8; 16], first: u64, second: u64) {
+    // SAFETY: 16 bytes, and the structures that hold addresses here are aligned to 8.
+    unsafe {
+        let words = to.as_mut_ptr().cast::<u64>();
+        words.write(first);
+        words.add(1).write(second);
+    }
+}
+
+/// The id under which user space and helpers know a `struct cgroup`.
+#[inline(always)]
+pub fn cgroup_id(cgroup: Typed) -> u64 {
+    cgroup.follow(&OFF_CGROUP_KN).get(&OFF_KN_ID)
+}
+
+/// Whether a `struct cgroup` belongs to the v2 hierarchy, whose id is 0 (kernel/cgroup/cgroup.c, cgroup_init).
+#[inline(always)]
+pub fn is_cgroup2(cgroup: Typed) -> bool {
+    cgroup.follow(&OFF_CGROUP_ROOT).get::<i32>(&OFF_ROOT_HIERARCHY_ID) == 0
+}
+
+/// The id of a cgroup's parent; 0 for a root.
+#[inline(always)]
+pub fn parent_cgroup_id(cgroup: Typed) -> u64 {
+    let css = cgroup.follow(&OFF_CGROUP_SELF_PARENT);
+    if css.0.is_null() {
+        return 0;
+    }
+    cgroup_id(css.follow(&OFF_CSS_CGROUP))
+}
+
+/// Thread and process id of a `struct task_struct`, in the initial namespace.
+#[derive(Clone, Copy)]
+pub struct Task {
+    pub tid: u32,
+    pub pid: u32,
+}
+
+impl Task {
+    #[inline(always)]
+    pub fn of(task: Typed) -> Self {
+        Self { tid: task.get(&OFF_TASK_PID), pid: task.get(&OFF_TASK_TGID) }
+    }
+}
+
+/// The task that runs, and the id of its cgroup v2.
+#[inline(always)]
+pub fn current() -> (Task, u64) {
+    // SAFETY: the helper has no arguments and always gives a task, which the verifier types.
+    let task = Typed(unsafe { bpf_get_current_task_btf() }.cast_const().cast());
+    (Task::of(task), cgroup_id(task.follow(&OFF_TASK_CGROUPS).follow(&OFF_CSS_SET_DFL_CGRP)))
+}

@@ -1,0 +1,111 @@
+//! Every map of the kernel half. All but the arrays allocate on demand, so that bounds can be generous.
+
+use aya_ebpf::{
+    Global,
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage, SockHash, lpm_trie::Key},
+    macros::btf_map,
+};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use tracer_ebpf::{
+    counter::Counter,
+    glob::Pattern,
+    record::{Rule, Tag},
+};
+
+use crate::{
+    attribution::{ContextKey, Invocation, Sandbox, Thread},
+    connection::Connection,
+    pointer::Value,
+};
+
+const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
+
+/// Bytes of the ring buffer that carries records to user space. The loader may set another size.
+pub const RING_BYTES: usize = 16 << 20;
+
+/// What happens, for user space.
+#[btf_map]
+pub static RECORDS: RingBuf<u64, RING_BYTES> = RingBuf::new();
+
+/// Cgroup id → sandbox. A cgroup that is not here is not ours: neither read nor touched.
+#[btf_map]
+pub static SANDBOXES: HashMap<u64, Sandbox, 65_536, ON_DEMAND> = HashMap::new();
+
+/// Span id → live invocation. What is not here has answered.
+#[btf_map]
+pub static INVOCATIONS: HashMap<u64, Invocation, 262_144, ON_DEMAND> = HashMap::new();
+
+/// (Sandbox, parent id that came in) → span id of the live invocation that it came in with.
+#[btf_map]
+pub static CONTEXTS: HashMap<ContextKey, u64, 262_144, ON_DEMAND> = HashMap::new();
+
+/// Thread id → what that thread works for. Only threads of sandboxes; the exit hook takes them out.
+#[btf_map]
+pub static THREADS: HashMap<u32, Thread, 131_072, ON_DEMAND> = HashMap::new();
+
+/// Socket → connection. The kernel frees it with the socket.
+#[btf_map]
+pub static CONNECTIONS: SkStorage<Connection> = SkStorage::new();
+
+/// Socket cookie → enrolled client socket: what is in here goes through the send hook.
+#[btf_map]
+pub static SOCKETS: SockHash<u64, 262_144> = SockHash::new();
+
+/// (Cgroup id, port) of listening sockets, filled and read by one pass of the iterator at the start.
+#[btf_map]
+pub static LISTENERS: HashMap<(u64, u64), u8, 65_536, ON_DEMAND> = HashMap::new();
+
+/// Destinations that a tag may reach (`--tag-to`), IPv4 as IPv4-mapped IPv6.
+#[btf_map]
+pub static TAG_TO: LpmTrie<[u8; 16], u8, 1024> = LpmTrie::new();
+
+/// Patterns of cgroup paths that become sandboxes when they appear (`--cgroup` with a glob).
+#[btf_map]
+pub static PATTERNS: Array<Pattern, 16> = Array::new();
+
+/// See [`Counter`].
+#[btf_map]
+pub static COUNTERS: PerCpuArray<u64, { Counter::ALL.len() }> = PerCpuArray::new();
+
+/// Calls by [`Tag`].
+#[btf_map]
+pub static TAGS: PerCpuArray<u64, { Tag::ALL.len() }> = PerCpuArray::new();
+
+/// Calls by [`Rule`].
+#[btf_map]
+pub static RULES: PerCpuArray<u64, { Rule::ALL.len() }> = PerCpuArray::new();
+
+/// Whether calls are tagged at all; set by the loader.
+#[unsafe(no_mangle)]
+pub static TAGGING: Global<u32> = Global::new(0);
+
+/// How many [`PATTERNS`] are in use; set by the loader.
+#[unsafe(no_mangle)]
+pub static PATTERN_COUNT: Global<u32> = Global::new(0);
+
+#[inline(always)]
+fn bump(slot: Option<*mut u64>) {
+    // SAFETY: an element of a per-CPU array, aligned to 8.
+    if let Some(value) = slot.and_then(|slot| unsafe { Value::new(slot.cast::<AtomicU64>()) }) {
+        // Atomic although per CPU: a softirq, or another task after preemption, may be in the middle of the same.
+        value.fetch_add(1, Relaxed);
+    }
+}
+
+#[inline(always)]
+pub fn count(counter: Counter) {
+    bump(COUNTERS.get_ptr_mut(counter as u32));
+}
+
+#[inline(always)]
+pub fn count_call(tag: Tag, rule: Rule) {
+    bump(TAGS.get_ptr_mut(tag as u32));
+    bump(RULES.get_ptr_mut(rule as u32));
+}
+
+/// Whether a tag may be sent to this address.
+#[inline(always)]
+pub fn may_tag(address: &[u8; 16]) -> bool {
+    TAG_TO.get(&Key::new(128, *address)).is_some()
+}

@@ -1,0 +1,168 @@
+//! Packets of noted connections: finds the payload and its place in the stream, and lets the flow run over it.
+
+use aya_ebpf::{
+    bindings::__sk_buff,
+    helpers::{
+        bpf_ktime_get_ns,
+        generated::{bpf_sk_fullsock, bpf_skb_load_bytes},
+    },
+    programs::SkBuffContext,
+};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use tracer_ebpf::{counter::Counter, http1::mode, record::Tag};
+
+use crate::{
+    connection::{self, Connection, role},
+    maps::{TAGGING, count},
+    pointer::Value,
+    scratch,
+    stream::{self, Packet, direction},
+};
+
+/// Which way a packet goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    In,
+    Out,
+}
+
+/// The payload of a TCP segment.
+struct Payload {
+    at: u32,
+    len: u32,
+    sequence: u32,
+}
+
+/// Looks at a packet, if it belongs to a connection that was noted.
+#[inline(always)]
+pub fn look(context: &SkBuffContext, way: Way) {
+    let packet = context.skb.skb;
+    // SAFETY: the verifier knows `sk` for a socket or null, and the helper gives a full socket or null.
+    let connection = unsafe {
+        let socket = (*packet).__bindgen_anon_2.sk;
+        if socket.is_null() {
+            return;
+        }
+        let socket = bpf_sk_fullsock(socket);
+        if socket.is_null() {
+            return;
+        }
+        connection::get(socket.cast())
+    };
+    let Some(mut connection) = connection else { return };
+    match (connection.role, way) {
+        (role::SERVER, Way::In) => look_at::<true>(packet, &mut connection),
+        (role::CLIENT, Way::In) => look_at::<false>(packet, &mut connection),
+        (role::SERVER, Way::Out) => look_at::<false>(packet, &mut connection),
+        // What the send hook sees is not looked at twice.
+        (role::CLIENT, Way::Out) if connection.enrolled == 0 => look_at::<true>(packet, &mut connection),
+        _ => {}
+    }
+}
+
+#[inline(always)]
+fn look_at<const REQUEST: bool>(packet: *mut __sk_buff, connection: &mut Value<Connection>) {
+    if direction::<REQUEST>(connection).flow.mode == mode::OPAQUE {
+        return;
+    }
+    let Some(payload) = payload(packet) else { return };
+    count(Counter::Packets);
+    if direction::<REQUEST>(connection).guard.compare_exchange(0, 1, Acquire, Relaxed).is_err() {
+        count(Counter::Contended);
+        return;
+    }
+    if let Some((at, len)) = in_order::<REQUEST>(connection, &payload) {
+        follow::<REQUEST>(packet, connection, at, len);
+    }
+    direction::<REQUEST>(connection).guard.store(0, Release);
+}
+
+/// Finds the TCP payload; `None` if there is none.
+#[inline(always)]
+fn payload(packet: *mut __sk_buff) -> Option<Payload> {
+    let mut head = [0u8; 40];
+    let load = |at: u32, to: &mut [u8], len: u32| {
+        // SAFETY: the callers pass buffers of `len` bytes; the helper checks `at`.
+        unsafe { bpf_skb_load_bytes(packet.cast(), at, to.as_mut_ptr().cast(), len) == 0 }
+    };
+    if !load(0, &mut head, 20) {
+        return None;
+    }
+    const TCP: u8 = 6;
+    const HOP_BY_HOP: u8 = 0;
+    let tcp_at = match head[0] >> 4 {
+        4 if head[9] == TCP => u32::from(head[0] & 15) * 4,
+        6 if head[6] == TCP => 40,
+        // A jumbogram (BIG TCP) carries one extension header of 8 bytes.
+        6 if head[6] == HOP_BY_HOP => {
+            if !load(40, &mut head, 2) || head[0] != TCP {
+                return None;
+            }
+            48
+        }
+        _ => return None,
+    };
+    if !load(tcp_at, &mut head, 20) {
+        return None;
+    }
+    let at = tcp_at + u32::from(head[12] >> 4) * 4;
+    // SAFETY: a field of the context.
+    let whole = unsafe { (*packet).len };
+    if whole <= at {
+        return None;
+    }
+    Some(Payload { at, len: whole - at, sequence: u32::from_be_bytes([head[4], head[5], head[6], head[7]]) })
+}
+
+/// Where, and how long, that part of the payload is which comes next in the stream.
+#[inline(always)]
+fn in_order<const REQUEST: bool>(connection: &mut Value<Connection>, payload: &Payload) -> Option<(u32, u32)> {
+    let direction = direction::<REQUEST>(connection);
+    let expected = direction.sequence;
+    let ahead = payload.sequence.wrapping_sub(expected) as i32;
+    direction.sequence = payload.sequence.wrapping_add(payload.len);
+    if ahead == 0 {
+        return Some((payload.at, payload.len));
+    }
+    if ahead < 0 {
+        // Sent again, in whole or in part.
+        let known = ahead.unsigned_abs();
+        if known >= payload.len {
+            direction.sequence = expected;
+            return None;
+        }
+        return Some((payload.at + known, payload.len - known));
+    }
+    // Something is missing. In a body that does not matter, as long as the body goes on.
+    let missing = u64::from(ahead.unsigned_abs());
+    let flow = &mut direction.flow;
+    if (flow.mode == mode::BODY && missing < flow.remaining) || flow.mode == mode::UNTIL_CLOSE {
+        let _ = flow.pass_body(missing);
+        return Some((payload.at, payload.len));
+    }
+    if flow.mode != mode::LOST {
+        count(Counter::Desynced);
+        flow.mode = mode::LOST;
+    }
+    None
+}
+
+#[inline(always)]
+fn follow<const REQUEST: bool>(packet: *mut __sk_buff, connection: &mut Value<Connection>, at: u32, len: u32) {
+    // The middle of a body: nothing to look at.
+    let flow = &mut direction::<REQUEST>(connection).flow;
+    if flow.mode == mode::UNTIL_CLOSE || (flow.mode == mode::BODY && u64::from(len) < flow.remaining) {
+        let _ = flow.pass_body(u64::from(len));
+        return;
+    }
+    let Some(mut scratch) = scratch::take() else {
+        flow.mode = mode::LOST;
+        return;
+    };
+    // SAFETY: the helper has no arguments.
+    scratch.now = unsafe { bpf_ktime_get_ns() };
+    scratch.may_pause = 0;
+    scratch.tag_else = if TAGGING.load() == 0 { Tag::Off as u32 } else { Tag::NotEnrolled as u32 };
+    stream::run::<Packet, REQUEST>(Packet(packet), &mut scratch, connection, at, len);
+    scratch::give_back(&scratch);
+}

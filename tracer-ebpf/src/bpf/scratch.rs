@@ -1,0 +1,200 @@
+//! Memory to work in, larger than the 512 bytes of BPF stack.
+//!
+//! A send hook can be preempted by another task, and any hook of a process interrupted by one in softirq, on the same
+//! CPU: per-CPU memory alone would let one program write into what another reads, and a tag end up in a stranger's
+//! stream. So each CPU has a few slots, and a slot is taken by compare-and-swap and held for the run.
+
+use aya_ebpf::{
+    btf_maps::PerCpuArray,
+    helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_kernel_str, bpf_ringbuf_output},
+    macros::btf_map,
+};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use tracer_ebpf::{
+    Window,
+    counter::Counter,
+    http1::Cursor,
+    record::{End, HEAD_MAX, Header, Kind, PATH_MAX, Start},
+};
+
+use crate::{
+    maps::{RECORDS, count},
+    pointer::Value,
+};
+
+/// Most bytes of a stream that are in the window at a time.
+pub const WINDOW: u32 = 1024;
+
+/// The window with what is carried before it and what a parser may look at behind it; a power of two.
+const ROOM: usize = 2048;
+
+const SLOTS: usize = 4;
+
+/// The fixed part of a record.
+#[repr(C)]
+pub union Fixed {
+    pub start: Start,
+    pub end: End,
+}
+
+#[repr(C)]
+pub struct Scratch {
+    /// 1 while held.
+    taken: AtomicU64,
+    /// Where the parser stands in the window.
+    pub cursor: Cursor,
+    /// Where the window begins, in the stream (carried bytes first, then the payload).
+    pub window_at: u32,
+    /// How long the stream is.
+    pub stream_len: u32,
+    /// Bytes carried over from the last segment: the stream's first.
+    pub carried: u32,
+    /// Where the payload begins in the packet or message.
+    pub payload_at: u32,
+    /// How the run over the stream ended ([`crate::stream::outcome`]).
+    pub outcome: u32,
+    /// 1 until a run of the send hook has paused: only the first head of a message can be tagged.
+    pub may_pause: u32,
+    /// The [`tracer_ebpf::record::Tag`] of calls that pass without having been tagged.
+    pub tag_else: u32,
+    pub pad: u32,
+    /// CLOCK_MONOTONIC of this run, ns.
+    pub now: u64,
+    pub header: Header,
+    pub fixed: Fixed,
+    pub tail: [u8; HEAD_MAX],
+    pub window: Buffer,
+}
+
+/// Where the window's bytes are.
+#[repr(C)]
+pub struct Buffer {
+    pub bytes: [u8; ROOM],
+    /// A word that begins at the last byte ends here.
+    slack: [u8; 8],
+}
+
+impl Window for Buffer {
+    #[inline(always)]
+    fn word(&self, at: u32) -> u64 {
+        let at = at as usize & (ROOM - 1);
+        // SAFETY: masked to lie in the buffer, with 8 bytes to spare. BPF loads need no alignment for map values.
+        unsafe { self.bytes.as_ptr().add(at).cast::<u64>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    fn byte(&self, at: u32) -> u8 {
+        let at = at as usize & (ROOM - 1);
+        // SAFETY: masked to lie in the buffer.
+        unsafe { self.bytes.as_ptr().add(at).read() }
+    }
+}
+
+#[btf_map]
+static SCRATCH: PerCpuArray<Scratch, SLOTS> = PerCpuArray::new();
+
+#[inline(always)]
+fn try_slot(slot: u32) -> Option<Value<Scratch>> {
+    // SAFETY: an element of a per-CPU array.
+    let scratch = unsafe { Value::new(SCRATCH.get_ptr_mut(slot)?) }?;
+    match scratch.taken.compare_exchange(0, 1, Relaxed, Relaxed) {
+        Ok(_) => Some(scratch),
+        Err(_) => None,
+    }
+}
+
+/// Takes a slot of this CPU. The caller must [`give_back`] it.
+#[inline(always)]
+pub fn take() -> Option<Value<Scratch>> {
+    let scratch = try_slot(0).or_else(|| try_slot(1)).or_else(|| try_slot(2)).or_else(|| try_slot(3));
+    if scratch.is_none() {
+        count(Counter::ScratchBusy);
+    }
+    scratch
+}
+
+#[inline(always)]
+pub fn give_back(scratch: &Value<Scratch>) {
+    scratch.taken.store(0, Relaxed);
+}
+
+impl Scratch {
+    /// Copies up to [`HEAD_MAX`] bytes of the window from `at` into the record's tail.
+    #[inline(always)]
+    pub fn tail_from_window(&mut self, at: u32, len: u32) {
+        let at = at as usize & (ROOM - 1);
+        // SAFETY: masked to lie in the buffer; `set_tail` bounds the length so that it stays there.
+        let from = unsafe { self.window.bytes.as_ptr().add(at) };
+        let room = ROOM as u64 - at as u64;
+        let len = if u64::from(len) > room { room } else { u64::from(len) };
+        self.set_tail(from, len);
+    }
+
+    /// Copies up to [`HEAD_MAX`] bytes from kernel memory into the record's tail.
+    #[inline(always)]
+    pub fn set_tail(&mut self, from: *const u8, len: u64) {
+        let len = if len > HEAD_MAX as u64 { HEAD_MAX as u64 } else { len };
+        self.header.tail_len = 0;
+        if len == 0 {
+            return;
+        }
+        // SAFETY: the tail is as long as `len` may be; the helper checks the source.
+        let failed = unsafe { bpf_probe_read_kernel(self.tail.as_mut_ptr().cast(), len as u32, from.cast()) };
+        if failed == 0 {
+            self.header.tail_len = len as u16;
+        }
+    }
+
+    /// Copies a path of the kernel to where a record without a fixed part has its tail.
+    #[inline(always)]
+    pub fn set_path(&mut self, from: *const u8) {
+        // SAFETY: the fixed part and the tail together have room for more than that; the helper checks the source.
+        let len = unsafe { bpf_probe_read_kernel_str((&raw mut self.fixed).cast(), PATH_MAX as u32, from.cast()) };
+        // The length counts the final zero.
+        self.header.tail_len = if len > 0 && len <= PATH_MAX as i64 { len as u16 - 1 } else { 0 };
+    }
+
+    /// A byte of the path that [`Self::set_path`] took.
+    #[inline(always)]
+    pub fn path_byte(&self, at: u32) -> u8 {
+        let at = at as usize & (PATH_MAX - 1);
+        // SAFETY: masked to lie in what the fixed part and the tail take up together.
+        unsafe { (&raw const self.fixed).cast::<u8>().add(at).read() }
+    }
+
+    /// The byte before the last one that the cursor has passed.
+    #[inline(always)]
+    pub fn last_but_one(&self) -> u8 {
+        self.window.byte(self.cursor.at.wrapping_sub(2))
+    }
+
+    /// Hands the record to user space, or counts it as lost.
+    #[inline(always)]
+    pub fn emit(&mut self, kind: Kind, sandbox: u64, pid: u32) {
+        let fixed = match kind {
+            Kind::SandboxBorn | Kind::SandboxGone => 0,
+            Kind::InvocationStart | Kind::CallStart | Kind::OpaqueStart => size_of::<Start>() as u64,
+            Kind::InvocationEnd | Kind::CallEnd | Kind::OpaqueEnd => size_of::<End>() as u64,
+        };
+        let tail = match kind {
+            Kind::SandboxBorn | Kind::InvocationStart | Kind::CallStart => u64::from(self.header.tail_len),
+            _ => 0,
+        };
+        self.header.at_ns = self.now;
+        self.header.sandbox = sandbox;
+        self.header.kind = kind as u16;
+        self.header.pid = pid;
+        self.header.tail_len = tail as u16;
+        let len = size_of::<Header>() as u64 + fixed + if tail > HEAD_MAX as u64 { HEAD_MAX as u64 } else { tail };
+        self.output(len);
+    }
+
+    #[inline(always)]
+    fn output(&mut self, len: u64) {
+        // SAFETY: header, fixed part and tail lie one behind the other; `len` is at most their sum.
+        let failed = unsafe {
+            bpf_ringbuf_output((&raw const RECORDS).cast_mut().cast(), (&raw mut self.header).cast(), len, 0)
+        };
+        count(if failed == 0 { Counter::Records } else { Counter::RecordsLost });
+    }
+}
