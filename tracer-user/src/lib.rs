@@ -5,5 +5,8 @@
 //! the flow.
 
 pub mod assemble;
+mod bpf;
 pub mod cgroup;
+pub mod doctor;
+pub mod host;
 pub mod path;
