@@ -197,6 +197,16 @@ pub(crate) fn program_load(
     attach_btf_id: u32,
     instructions: &[Instruction],
 ) -> io::Result<OwnedFd> {
+    program_load_named(*b"fntrace_probe\0\0\0", kind, attach_type, attach_btf_id, instructions)
+}
+
+fn program_load_named(
+    name: [u8; 16],
+    kind: bpf_prog_type,
+    attach_type: bpf_attach_type,
+    attach_btf_id: u32,
+    instructions: &[Instruction],
+) -> io::Result<OwnedFd> {
     const LICENSE: &CStr = c"GPL";
     let mut log = vec![0u8; 4096];
     let mut attr = ProgramLoad {
@@ -207,7 +217,7 @@ pub(crate) fn program_load(
         log_level: 1,
         log_size: log.len() as u32,
         log: log.as_mut_ptr() as u64,
-        name: *b"fntrace_probe\0\0\0",
+        name,
         attach_type: attach_type as u32,
         attach_btf_id,
         ..ProgramLoad::default()
@@ -348,3 +358,30 @@ const _: () = assert!(size_of::<MapCreate>() == 60);
 const _: () = assert!(size_of::<MapElement>() == 32);
 const _: () = assert!(size_of::<Instruction>() == 8);
 const _: () = assert!(size_of::<ProgramLoad>() == 112);
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! What looks like an agent to others.
+
+    use super::*;
+
+    #[repr(C)]
+    struct LinkCreate {
+        program: u32,
+        target: u32,
+        attach_type: u32,
+        flags: u32,
+    }
+    // SAFETY: no pointers.
+    unsafe impl Attr for LinkCreate {}
+
+    /// Attaches a program of this name, which lets everything in, to a cgroup, until the descriptor is closed.
+    pub(crate) fn attach_ingress(name: [u8; 16], cgroup: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+        let attach = bpf_attach_type::BPF_CGROUP_INET_INGRESS;
+        let program = program_load_named(name, bpf_prog_type::BPF_PROG_TYPE_CGROUP_SKB, attach, 0, &answer(1))?;
+        let (program, target) = (program.as_raw_fd() as u32, cgroup.as_raw_fd() as u32);
+        // The link holds the program.
+        let mut attr = LinkCreate { program, target, attach_type: attach as u32, flags: 0 };
+        bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr).map(owned)
+    }
+}

@@ -9,4 +9,5 @@ mod bpf;
 pub mod cgroup;
 pub mod doctor;
 pub mod host;
+pub mod name;
 pub mod path;

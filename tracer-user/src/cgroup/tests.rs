@@ -187,17 +187,17 @@ fn root_resolves_what_the_operator_wrote() {
     assert_eq!(Selection::resolve(&mount, &[format!("{top}/b")]).unwrap(), literal, "relative to the mount");
 
     let glob = Selection::resolve(&mount, &[format!("{top}/a-*")]).unwrap();
-    assert_eq!(glob.roots, [sandbox.0.clone()]);
+    assert_eq!(glob.roots, std::slice::from_ref(&sandbox.0));
     let mut paths: Vec<_> = glob.existing(&mount).into_iter().map(|(_, path)| path).collect();
     paths.sort();
     assert_eq!(paths, [format!("{top}/a-1"), format!("{top}/a-2"), format!("{top}/a-2/inner")]);
 
     let nested = Selection::resolve(&mount, &[format!("{top}/b"), top.clone(), format!("{top}/a-?")]).unwrap();
-    assert_eq!(nested.roots, [sandbox.0.clone()], "no root below another");
+    assert_eq!(nested.roots, std::slice::from_ref(&sandbox.0), "no root below another");
     assert_eq!(nested.patterns.len(), 3);
 
     let all = Selection::resolve(&mount, &["/"]).unwrap();
-    assert_eq!(all.roots, [mount.point.clone()]);
+    assert_eq!(all.roots, std::slice::from_ref(&mount.point));
 }
 
 #[test]

@@ -80,7 +80,10 @@ fn owner(link: u32) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd as _;
+
     use super::*;
+    use crate::cgroup;
 
     #[test]
     fn paths_overlap_at_whole_segments() {
@@ -106,7 +109,30 @@ mod tests {
     }
 
     #[test]
-    fn root_can_list_links() {
-        bpf::cgroup_links().expect("listing links asks for CAP_SYS_ADMIN: run as root");
+    fn root_an_agent_at_above_or_below_is_noticed_until_it_ends() {
+        let mount = Mount::find().expect("this test needs cgroup v2");
+        let path = |below: &str| format!("/fntrace-test-links-{}{below}", std::process::id());
+        let all = ["", "/taken", "/taken/inner", "/free"].map(path);
+        for path in &all {
+            fs::create_dir(mount.place_of(path)).expect("this test makes cgroups: run it as root");
+        }
+        let [top, taken, inner, free] = all.clone().map(|path| cgroup::id(&mount.place_of(&path)).unwrap());
+        let directory = fs::File::open(mount.place_of(&all[1])).unwrap();
+        let look = |id| second_agent(&mount, &[id]).expect("listing links asks for CAP_SYS_ADMIN: run as root");
+
+        let stranger = bpf::testing::attach_ingress(*b"other_program\0\0\0", directory.as_fd()).unwrap();
+        assert_eq!(look(taken), None);
+        drop(stranger);
+        let link = bpf::testing::attach_ingress(*MARK, directory.as_fd()).unwrap();
+        let agent = Agent { cgroup: all[1].clone(), pid: Some(std::process::id()) };
+        for (id, expected) in [(top, true), (taken, true), (inner, true), (free, false)] {
+            assert_eq!(look(id), expected.then(|| agent.clone()));
+        }
+        assert_eq!(agent.to_string(), format!("another fntrace (pid {}) traces {}", std::process::id(), all[1]));
+        drop(link);
+        assert_eq!(look(taken), None);
+        for path in all.iter().rev() {
+            fs::remove_dir(mount.place_of(path)).unwrap();
+        }
     }
 }

@@ -27,7 +27,7 @@ pub enum SelfTest {
     /// A stream verdict program that passes everything has to be attached to the same map.
     ///
     /// It moves what arrives to a queue of its own, and **what is on that queue when the socket leaves the map is
-    /// lost**: `sk_psock_drop` purges it, the stream goes on with a hole (measured on 6.18). So with a verdict program
+    /// lost**: `sk_psock_destroy` (net/core/skmsg.c) purges it, the stream goes on with a hole (measured on 6.18). So with a verdict program
     /// 1. a socket must not be taken out of the map before it closes, and
     /// 2. the `sk_msg` program or the verdict program must name the map in its code. The sockets in the map hold the
     ///    programs, these then hold the map, so when the agent goes away, even by `kill -9`, the map stays until the
