@@ -73,7 +73,7 @@ impl Mount {
     /// The place of the cgroup with this id, if it exists and is below the mount point.
     ///
     /// A cgroup's file handle is its id (fs/kernfs/mount.c, `kernfs_fh_to_dentry`; Linux 5.5). Opening one asks for
-    /// CAP_DAC_READ_SEARCH.
+    /// CAP_DAC_READ_SEARCH; without it the tree is searched.
     pub fn find_id(&self, id: u64) -> io::Result<Option<PathBuf>> {
         #[repr(C)]
         struct Handle {
@@ -98,7 +98,13 @@ impl Mount {
         };
         if fd < 0 {
             let error = io::Error::last_os_error();
-            return if error.raw_os_error() == Some(libc::ESTALE) { Ok(None) } else { Err(error) };
+            return match error.raw_os_error() {
+                Some(libc::ESTALE) => Ok(None),
+                Some(libc::EPERM) => {
+                    Ok(walk(&self.point).into_iter().find_map(|(found, place)| (found == id).then_some(place)))
+                }
+                _ => Err(error),
+            };
         }
         // SAFETY: the call above made this descriptor, and nobody else has it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };

@@ -263,7 +263,7 @@ fn lesser_privileges(set: Option<Capabilities>) -> Vec<Check> {
             let means = match one {
                 Capability::SysPtrace => "functions of other users are named by container or cgroup only",
                 Capability::SysAdmin => "a second agent on the same sandboxes goes unnoticed",
-                _ => "cgroups are looked up by id the slow way or not at all",
+                _ => "cgroups are looked up by id the slow way",
             };
             Check::new("privileges", Status::Warn, format!("no {}", one.name()), means)
                 .remedy(format!("grant {}, or run as root", one.name()))
@@ -320,7 +320,7 @@ fn jit(jit: Option<u8>) -> Check {
             "unknown",
             "without it each packet of a sandbox costs several times as much",
         )
-        .remedy("see net.core.bpf_jit_enable"),
+        .remedy("run in the host's network namespace, where it can be seen (docker: --network=host)"),
     }
 }
 
@@ -407,8 +407,11 @@ fn enrolment(self_test: &SelfTest) -> Check {
         ),
         SelfTest::Fails(reason) => {
             let check = Check::new(NAME, Status::Warn, reason, "nothing is enrolled, so nothing is tagged");
-            Check { untagged: true, ..check }
-                .remedy("calls are joined by the wire instead; boot another kernel to have them tagged")
+            Check { untagged: true, ..check }.remedy(if reason.contains("over loopback") {
+                "bring loopback up: ip link set lo up"
+            } else {
+                "calls are joined by the wire instead; boot another kernel to have them tagged"
+            })
         }
     }
 }

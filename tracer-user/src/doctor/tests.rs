@@ -124,6 +124,13 @@ fn what_is_only_less_still_tags() {
 }
 
 #[test]
+fn a_loopback_that_is_down_is_not_the_kernels_fault() {
+    let reason = "connect over loopback: Network is unreachable (os error 101)";
+    let report = with_trials(|trials| trials.self_test = SelfTest::Fails(reason.into()));
+    assert!(report.verdict().line().ends_with("; bring loopback up: ip link set lo up"), "{:?}", report.verdict());
+}
+
+#[test]
 fn the_loader_learns_what_it_has_to_do() {
     let report = with_trials(|trials| trials.self_test = SelfTest::NeedsVerdict);
     assert_eq!(

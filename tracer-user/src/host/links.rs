@@ -46,6 +46,7 @@ fn marked(mut links: Vec<CgroupLink>) -> Vec<CgroupLink> {
 
 /// An agent that is attached to one of these cgroups, above or below it; the ids are those of the roots to attach to.
 ///
+/// An error of kind `PermissionDenied` means that links cannot be listed here, which [`crate::doctor`] warns of: go on.
 /// It looks before anything is attached; two agents that start in the same moment do not see each other.
 pub fn second_agent(mount: &Mount, roots: &[u64]) -> io::Result<Option<Agent>> {
     let agents = agents(mount)?;
