@@ -1,8 +1,18 @@
 //! The user half of fntrace.
 //!
 //! Data flows one way: the kernel half's records come out of the ring buffer, [`assemble`] joins them to call paths, a
-//! [`sink`] prints these. Finding sandboxes ([`sandbox`]), naming functions ([`name`]) and probing the host ([`host`]) stand beside
-//! the flow.
+//! [`sink`] prints these. Finding sandboxes ([`cgroup`]), naming functions ([`name`]), probing the host ([`host`],
+//! [`doctor`]) and attaching ([`agent`]) stand beside the flow.
 
+pub mod agent;
 pub mod assemble;
+mod bpf;
+pub mod cgroup;
+pub mod demo;
+pub mod doctor;
+pub mod head;
+pub mod host;
+pub mod name;
 pub mod path;
+pub mod run;
+pub mod sink;
