@@ -5,4 +5,5 @@
 //! the flow.
 
 pub mod assemble;
+pub mod demo;
 pub mod path;
