@@ -7,33 +7,37 @@ use std::{
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use fntrace::demo::{Launcher, Load, Shop, serve_function};
+use fntrace::demo::{DemoArgs, Launcher, Load, Shop, Tracing, demo_with, serve_function};
 use tokio::runtime;
 
-/// A demo's start removes what dead demos left, which the tests make and count: one at a time.
-static ALONE: Mutex<()> = Mutex::new(());
+/// Tells the processes that a test starts where to make their sandboxes.
+const SCRATCH: &str = "FNTRACE_TEST_CGROUP";
 
-fn alone() -> MutexGuard<'static, ()> {
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
+/// A cgroup of the test's own, given to the demo as the mount point. Only an empty cgroup can be removed, so that
+/// [`Scratch::remove`] proves that the demo has left neither a process nor a directory.
+struct Scratch(PathBuf);
 
-/// Where cgroup v2 is mounted, writable for us; panics if it is not.
-fn mount() -> PathBuf {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    let mount = mounts.lines().find_map(|line| {
-        let mut words = line.split(' ').skip(1);
-        let path = words.next()?;
-        (words.next()? == "cgroup2").then(|| PathBuf::from(path))
-    });
-    let mount = mount.expect("this test needs cgroup v2 mounted");
-    let probe = mount.join(format!("fntrace-test-probe-{}", std::process::id()));
-    fs::create_dir(&probe).expect("this test needs root: it makes cgroups");
-    fs::remove_dir(&probe).unwrap();
-    mount
+impl Scratch {
+    fn new(test: &str) -> Self {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let mount = mounts.lines().find_map(|line| {
+            let mut words = line.split(' ').skip(1);
+            let path = words.next()?;
+            (words.next()? == "cgroup2").then_some(path)
+        });
+        let mount = mount.expect("this test needs cgroup v2 mounted");
+        let path = Path::new(mount).join(format!("fntrace-test-{}-{test}", std::process::id()));
+        fs::create_dir(&path).expect("this test needs root: it makes cgroups");
+        Self(path)
+    }
+
+    fn remove(self) {
+        fs::remove_dir(&self.0).unwrap_or_else(|error| panic!("the demo left something in {:?}: {error}", self.0));
+    }
 }
 
 /// This test binary started again, as one of the two "tests" below that are none.
@@ -48,19 +52,26 @@ fn as_a_function() {
     let name = env::var("FUNCTION_NAME").expect("started by the shop");
     let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(serve_function(&name)).unwrap();
-    // Before the test harness reports: nobody reads that any more.
-    std::process::exit(0);
+    end()
 }
 
 #[test]
-#[ignore = "no test: a demo that is to be killed"]
+#[ignore = "no test: a demo without an agent, for others to end"]
 fn as_a_demo() {
-    block_on(async {
-        let shop = Shop::start_with(&mount(), launcher()).await.unwrap();
-        shop.load(Some(1), None).await.unwrap();
-        println!("\nslice {}", shop.slice().display());
-        std::future::pending::<()>().await;
-    });
+    let mount = PathBuf::from(env::var_os(SCRATCH).expect("started by a test"));
+    let traced = block_on(demo_with(&DemoArgs::default(), &mount, launcher(), async |tracing: Tracing| {
+        tracing.ready.send(()).unwrap();
+        println!("\nslice {}", tracing.slice.display());
+        let _ = tracing.stop.await;
+        Ok("traced")
+    }));
+    assert_eq!(traced.unwrap(), "traced");
+    end()
+}
+
+/// Ends a process that was no test before the harness reports: nobody reads that any more.
+fn end() -> ! {
+    std::process::exit(0)
 }
 
 fn block_on<F: Future>(future: F) -> F::Output {
@@ -97,9 +108,9 @@ fn eventually(what: &str, holds: impl Fn() -> bool) {
 
 #[test]
 fn the_shop_answers_and_is_gone_afterwards() {
-    let _alone = alone();
+    let scratch = Scratch::new("answers");
     block_on(async {
-        let shop = Shop::start_with(&mount(), launcher()).await.unwrap();
+        let shop = Shop::start_with(&scratch.0, launcher()).await.unwrap();
         let slice = shop.slice().to_owned();
         let always = ["checkout-1", "inventory-1", "notify-1", "payment-1", "pricing-1", "recommend-1"];
         assert_eq!(sandboxes(&slice), always, "mailer is started on demand");
@@ -133,29 +144,30 @@ fn the_shop_answers_and_is_gone_afterwards() {
             assert!(!is_running(pid), "{pid} is left");
         }
     });
+    scratch.remove();
 }
 
 #[test]
 fn mailer_is_replaced_without_a_failed_order() {
-    let _alone = alone();
+    let scratch = Scratch::new("replaced");
     block_on(async {
-        let shop = Shop::start_with(&mount(), launcher()).await.unwrap();
+        let shop = Shop::start_with(&scratch.0, launcher()).await.unwrap();
         let load = shop.load(Some(40), None).await.unwrap();
         // 4, 14, 24, 34 and 9, 19, 29, 39; so 32 mails, by three sandboxes of 15 each.
         assert_eq!(load, Load { taken: 32, refused: 8 });
         let names = sandboxes(shop.slice());
         assert!(names.contains(&"mailer-3".to_owned()) && !names.contains(&"mailer-1".to_owned()), "{names:?}");
     });
+    scratch.remove();
 }
 
 #[test]
 fn a_panic_takes_the_shop_away_too() {
-    let _alone = alone();
-    let mount = mount();
+    let scratch = Scratch::new("panic");
     let slice = Mutex::new(PathBuf::new());
     let panicked = std::panic::catch_unwind(|| {
         block_on(async {
-            let shop = Shop::start_with(&mount, launcher()).await.unwrap();
+            let shop = Shop::start_with(&scratch.0, launcher()).await.unwrap();
             *slice.lock().unwrap() = shop.slice().to_owned();
             panic!("on purpose");
         });
@@ -164,46 +176,110 @@ fn a_panic_takes_the_shop_away_too() {
     let slice = slice.into_inner().unwrap_or_else(PoisonError::into_inner);
     assert_ne!(slice, PathBuf::new());
     assert!(!slice.exists());
+    scratch.remove();
 }
 
 #[test]
 fn a_running_demo_is_left_alone() {
-    let _alone = alone();
+    let scratch = Scratch::new("alone");
     block_on(async {
-        let one = Shop::start_with(&mount(), launcher()).await.unwrap();
-        let two = Shop::start_with(&mount(), launcher()).await.unwrap();
+        let one = Shop::start_with(&scratch.0, launcher()).await.unwrap();
+        let two = Shop::start_with(&scratch.0, launcher()).await.unwrap();
         assert_ne!(one.slice(), two.slice());
         assert_eq!(one.order(1).await.unwrap().status, 200);
         drop(two);
         assert_eq!(one.order(2).await.unwrap().status, 200);
     });
+    scratch.remove();
 }
 
 #[test]
 fn kill_9_leaves_no_process_and_the_next_start_removes_the_rest() {
-    let _alone = alone();
-    let mount = mount();
-    let (mut demo, slice) = start_demo();
+    let scratch = Scratch::new("kill-9");
+    let (mut demo, slice) = start_demo(&scratch);
+    eventually("mailer is started too", || pids(&slice).len() == 7);
     let functions = pids(&slice);
-    assert_eq!(functions.len(), 7);
     demo.kill().unwrap();
     demo.wait().unwrap();
     eventually("the functions end with their demo", || !functions.iter().any(|pid| is_running(*pid)));
     assert!(slice.exists(), "nobody was left to remove it");
     block_on(async {
-        let shop = Shop::start_with(&mount, launcher()).await.unwrap();
+        let shop = Shop::start_with(&scratch.0, launcher()).await.unwrap();
         assert!(!slice.exists(), "the next demo removes {}", slice.display());
         shop.stop().unwrap();
     });
+    scratch.remove();
 }
 
-fn start_demo() -> (Child, PathBuf) {
+fn start_demo(scratch: &Scratch) -> (Child, PathBuf) {
     let mut demo = Command::new("/proc/self/exe")
         .args(["--exact", "as_a_demo", "--ignored", "--nocapture"])
+        .env(SCRATCH, &scratch.0)
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
     let lines = BufReader::new(demo.stdout.take().unwrap()).lines();
     let slice = lines.map_while(Result::ok).find_map(|line| line.strip_prefix("slice ").map(PathBuf::from));
     (demo, slice.expect("the demo says where its slice is"))
+}
+
+#[test]
+fn signals_end_the_demo_in_good_order() {
+    for signal in ["INT", "TERM", "HUP"] {
+        let scratch = Scratch::new(signal);
+        let (mut demo, slice) = start_demo(&scratch);
+        eventually("a cold start is under way or over", || pids(&slice).len() == 7);
+        let sent = Command::new("kill").args([&format!("-{signal}"), &demo.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+        assert!(demo.wait().unwrap().success(), "SIG{signal}");
+        scratch.remove();
+    }
+}
+
+#[test]
+fn the_demo_ends_with_its_last_request() {
+    let scratch = Scratch::new("requests");
+    let args = DemoArgs { requests: Some(3), rate: Some(1000.0) };
+    let traced = block_on(demo_with(&args, &scratch.0, launcher(), async |tracing: Tracing| {
+        assert!(tracing.slice.join("checkout-1").exists());
+        tracing.ready.send(()).unwrap();
+        let _ = tracing.stop.await;
+        assert!(tracing.slice.join("mailer-1").exists(), "the agent ends before the shop does");
+        Ok(3)
+    }));
+    assert_eq!(traced.unwrap(), 3);
+    scratch.remove();
+}
+
+#[test]
+fn the_demo_ends_with_its_agent() {
+    let scratch = Scratch::new("agent");
+    let args = DemoArgs::default();
+    let failed = block_on(demo_with(&args, &scratch.0, launcher(), async |tracing: Tracing| -> anyhow::Result<()> {
+        drop(tracing.ready);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        anyhow::bail!("this host has no BTF")
+    }));
+    assert_eq!(failed.unwrap_err().to_string(), "this host has no BTF");
+    let ended = block_on(demo_with(&args, &scratch.0, launcher(), async |tracing: Tracing| {
+        tracing.ready.send(()).unwrap();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        Ok(())
+    }));
+    ended.unwrap();
+    scratch.remove();
+}
+
+#[test]
+fn without_a_place_for_sandboxes_the_demo_says_what_it_needs() {
+    let error = block_on(Shop::start_with(Path::new("/proc"), launcher())).unwrap_err();
+    assert!(format!("{error:#}").contains("needs root and cgroup v2"), "{error:#}");
+}
+
+#[test]
+fn a_function_that_does_not_start_takes_the_shop_away() {
+    let scratch = Scratch::new("false");
+    let error = block_on(Shop::start_with(&scratch.0, Launcher(vec!["/bin/false".into()]))).unwrap_err();
+    assert_eq!(format!("{error:#}"), "start inventory-1: it ended before it was ready");
+    scratch.remove();
 }

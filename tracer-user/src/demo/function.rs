@@ -89,6 +89,32 @@ impl Function {
         TcpListener::bind("127.0.0.1:0").await.context("listen on loopback")
     }
 
+    async fn serve(self) -> Result<()> {
+        let peers = Arc::new(Peers::from_env()?);
+        let limit = match env::var(MAX_REQUESTS) {
+            Ok(limit) => Some(limit.parse().with_context(|| format!("{MAX_REQUESTS}={limit} is no number"))?),
+            Err(_) => None,
+        };
+        sleep(self.start_up()).await;
+        let listener = self.bind().await?;
+        let address = listener.local_addr().context("the listener's address")?;
+        match writeln!(io::stdout(), "{READY}{address}") {
+            // Nobody waits for this function any more.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            written => written.context("say that the function is ready")?,
+        }
+        serve(listener, limit, move |request| {
+            let peers = peers.clone();
+            async move {
+                match self.handle(request, &peers).await {
+                    Ok(answer) => answer,
+                    Err(error) => Answer::failed(StatusCode::BAD_GATEWAY, format_args!("{error:#}")),
+                }
+            }
+        })
+        .await
+    }
+
     /// One request. An error is a peer that could not be reached or broke off.
     async fn handle(self, request: Inbound, peers: &Peers) -> Result<Answer> {
         let body = &request.body;
@@ -202,26 +228,8 @@ impl Peers {
 /// Runs one sample function: the hidden subcommand `demo-function`. Ends when its parent does.
 pub async fn serve_function(name: &str) -> Result<()> {
     let function = Function::from_name(name).with_context(|| format!("the demo has no function {name:?}"))?;
-    let peers = Arc::new(Peers::from_env()?);
-    let limit = match env::var(MAX_REQUESTS) {
-        Ok(limit) => Some(limit.parse().with_context(|| format!("{MAX_REQUESTS}={limit} is no number"))?),
-        Err(_) => None,
-    };
-    sleep(function.start_up()).await;
-    let listener = function.bind().await?;
-    let address = listener.local_addr().context("the listener's address")?;
-    writeln!(io::stdout(), "{READY}{address}").context("say that the function is ready")?;
-    let serving = serve(listener, limit, move |request| {
-        let peers = peers.clone();
-        async move {
-            match function.handle(request, &peers).await {
-                Ok(answer) => answer,
-                Err(error) => Answer::failed(StatusCode::BAD_GATEWAY, format_args!("{error:#}")),
-            }
-        }
-    });
     tokio::select! {
-        served = serving => served,
+        served = function.serve() => served,
         ended = parent_ended() => ended,
     }
 }

@@ -125,7 +125,11 @@ where
     };
     // The agent first: it is to end with its last figures while the functions still stand.
     let _ = stop.send(());
-    let traced = tracing.await;
+    let traced = tokio::select! {
+        traced = tracing => traced,
+        // The agent does not end, or not soon enough for who asks twice. The shop goes away all the same.
+        () = interrupt.wait() => anyhow::bail!("interrupted before the agent had ended"),
+    };
     let stopped = shop.stop();
     let traced = traced?;
     load.context("send the load")?;
@@ -140,7 +144,8 @@ fn introduce(shop: &Shop, requests: Option<u64>) {
     eprintln!("                             ├─ pricing, recommend  at the same time");
     eprintln!("                             ├─ payment ─ bank      outside, not traced; fails now and then");
     eprintln!("                             └─ notify ─ mailer     started when it is called: a cold start");
-    eprintln!("None of them knows of tracing. {}", if requests.is_some() { "" } else { "Ctrl-C ends the demo." });
+    let end = if requests.is_some() { "" } else { " Ctrl-C ends the demo." };
+    eprintln!("None of them knows of tracing.{end}");
 }
 
 /// The signals that end the demo.
