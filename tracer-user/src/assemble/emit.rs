@@ -51,7 +51,8 @@ impl Assembler {
         }
         ready.append(&mut self.ready);
         self.ready = ready;
-        while let Some((_, key, seq)) = self.settling.pop_front_if(|(deadline, ..)| *deadline <= self.now_ns) {
+        while let Some((_, key, seq)) = self.settling.front().copied().filter(|(at, ..)| *at <= self.now_ns) {
+            self.settling.pop_front();
             if self.trees.get(key as usize).is_some_and(|tree| tree.seq == seq) {
                 self.give_out(key, false);
             }

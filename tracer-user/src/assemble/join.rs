@@ -34,8 +34,10 @@ impl Assembler {
             .and_then(|key| self.calls_by_wire.get(&key).copied())
             .filter(|call| *call != NONE && self.joinable(*call, invocation, Join::Wire));
         if let Some(call) = tagged {
-            let exact = wire.is_some_and(|wire| {
-                wire != call && same_netns(&self.spans[wire as usize].wire, &self.spans[invocation as usize].wire)
+            // An application that retries may send one id on two connections: then the wire tells which it was.
+            let exact = wire.filter(|wire| *wire != call).is_some_and(|wire| {
+                let (span, wire) = (&self.spans[invocation as usize], &self.spans[wire as usize]);
+                same_netns(&wire.wire, &span.wire) || (wire.tagged() && wire.id == span.parent)
             });
             if self.spans[call as usize].join != Join::No {
                 self.totals.joins.replayed += 1;

@@ -14,6 +14,13 @@ mod join;
 mod span;
 mod totals;
 
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod rules;
+#[cfg(test)]
+pub(crate) mod trees;
+
 use std::{collections::VecDeque, sync::Arc};
 
 use slab::Slab;
