@@ -189,7 +189,7 @@ proptest! {
         prop_assert!(nodes(&lines) as u64 >= totals.reported);
         for line in &lines {
             let json = serde_json::to_string(line).unwrap();
-            prop_assert_eq!(Line::parse(&json).unwrap().as_ref(), Some(line));
+            prop_assert_eq!(Line::parse(&json).unwrap(), Some(line.clone()));
         }
     }
 }

@@ -146,7 +146,9 @@ impl Builder {
     /// A connection that is free in the whole time, kept alive from before or new.
     fn connect(&mut self, from: u8, to: u8, begin: u64, end: u64) -> usize {
         let free = |conn: &Conn| {
-            from != OUTSIDE && (conn.from, conn.to) == (from, to) && conn.busy.iter().all(|(a, b)| end < *a || begin > *b)
+            from != OUTSIDE
+                && (conn.from, conn.to) == (from, to)
+                && conn.busy.iter().all(|(a, b)| end < *a || begin > *b)
         };
         let found = self.conns.iter().position(free).unwrap_or_else(|| {
             let port = 10_000 + self.conns.len() as u16;
@@ -172,11 +174,17 @@ impl Builder {
 
     #[expect(clippy::too_many_arguments, reason = "a test's helper")]
     fn request(&mut self, call: bool, conn: usize, sandbox: u8, at: u64, end_ns: u64, start: Start, reason: Reason) {
-        let mut head = format!("GET /from/{} HTTP/1.1\r\nHost: fn{}\r\n\r\n", self.conns[conn].from, self.conns[conn].to);
+        let mut head =
+            format!("GET /from/{} HTTP/1.1\r\nHost: fn{}\r\n\r\n", self.conns[conn].from, self.conns[conn].to);
         head.truncate(HEAD_MAX);
         let kind = if call { Kind::CallStart } else { Kind::InvocationStart };
-        let header =
-            Header { at_ns: at, sandbox: u64::from(sandbox) + 1, kind: kind as u16, tail_len: head.len() as u16, pid: 9 };
+        let header = Header {
+            at_ns: at,
+            sandbox: u64::from(sandbox) + 1,
+            kind: kind as u16,
+            tail_len: head.len() as u16,
+            pid: 9,
+        };
         let start = Start { conn: 2 * conn as u64 + u64::from(call), wire: self.wire(conn, call), ..start };
         let status = if reason == Reason::Complete { 200 } else { 0 };
         let end = End {
@@ -254,7 +262,8 @@ impl Builder {
             children,
         };
         if want.retry && want.tag == Tag::Kept {
-            let conn = self.connect(sandbox, to, at, at + 2 * US);
+            // The connection broke, so it serves no other request.
+            let conn = self.connect(sandbox, to, 0, u64::MAX);
             self.request(true, conn, sandbox, at, at + 2 * US, start, Reason::Closed);
             out.push(shape(at, at + 2 * US, Vec::new()));
             at += 4 * US;
@@ -326,11 +335,9 @@ pub(crate) fn want() -> impl Strategy<Value = Want> {
     });
     leaf.prop_recursive(4, 24, 4, |inner| {
         let tag = prop::sample::select(vec![Tag::Injected, Tag::Rewritten, Tag::Kept, Tag::Off, Tag::Split]);
-        let call = (tag, any::<bool>(), prop::bool::weighted(0.2), prop::option::of(inner)).prop_map(
-            |(tag, retry, after_response, target)| WantCall { tag, retry, after_response, target },
-        );
-        (0..4u8, any::<bool>(), 1..40u16, prop::collection::vec(call, 0..5)).prop_map(
-            |(sandbox, parallel, work_us, calls)| Want { sandbox, parallel, work_us, calls },
-        )
+        let call = (tag, any::<bool>(), prop::bool::weighted(0.2), prop::option::of(inner))
+            .prop_map(|(tag, retry, after_response, target)| WantCall { tag, retry, after_response, target });
+        (0..4u8, any::<bool>(), 1..40u16, prop::collection::vec(call, 0..5))
+            .prop_map(|(sandbox, parallel, work_us, calls)| Want { sandbox, parallel, work_us, calls })
     })
 }
