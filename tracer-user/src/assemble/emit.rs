@@ -6,7 +6,7 @@ use tracer_ebpf::record::{Reason, START_AFTER_RESPONSE, START_INBOUND, START_UNS
 
 use super::{
     Assembler,
-    span::{Class, Join, NONE, Span, Tree},
+    span::{Class, Join, Map, NONE, Span, Tree},
 };
 use crate::path::{
     Call, Http, Invocation, JoinedBy, Late, LateType, Line, Node, Path, PathType, SpanId, Time, TraceId, Version,
@@ -268,7 +268,7 @@ impl Assembler {
             });
         }
         self.totals.joins.none += u64::from(span.class == Class::Call && span.join == Join::No && !span.given_out());
-        let peer = peer(&span.wire);
+        let peer = self.peers.name(&span.wire);
         let to = if span.callee == 0 { peer.clone() } else { self.names(span.callee).0 };
         Node::Call(Call {
             span_id,
@@ -337,12 +337,27 @@ impl Assembler {
     }
 }
 
-/// Address and port of the peer, IPv4 in its own form.
-fn peer(wire: &Wire) -> Arc<str> {
-    let address = Ipv6Addr::from(wire.remote);
-    match address.to_ipv4_mapped() {
-        Some(v4) => format!("{v4}:{}", wire.remote_port).into(),
-        None => format!("[{address}]:{}", wire.remote_port).into(),
+/// Peers by name. There are few of them, and a name costs more to make than all the rest of a call.
+#[derive(Debug, Default)]
+pub(super) struct Peers(Map<([u8; 16], u16), Arc<str>>);
+
+impl Peers {
+    /// Beyond so many all are forgotten: a scan of the network is not worth a better rule.
+    const MAX: usize = 4096;
+
+    /// Address and port of the peer, IPv4 in its own form.
+    fn name(&mut self, wire: &Wire) -> Arc<str> {
+        if self.0.len() >= Self::MAX {
+            self.0.clear();
+        }
+        let name = || {
+            let address = Ipv6Addr::from(wire.remote);
+            match address.to_ipv4_mapped() {
+                Some(v4) => format!("{v4}:{}", wire.remote_port).into(),
+                None => format!("[{address}]:{}", wire.remote_port).into(),
+            }
+        };
+        self.0.entry((wire.remote, wire.remote_port)).or_insert_with(name).clone()
     }
 }
 

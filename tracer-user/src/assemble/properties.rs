@@ -272,3 +272,48 @@ fn a_chain_of_any_depth_is_printed_in_parts_that_can_be_read() {
         Line::Late(late) => late.complete && late.parent_span_id.is_some(),
     }));
 }
+
+/// The figure of DESIGN.md, section 8: 200,000 paths of 5 calls a second on one core.
+#[test]
+#[ignore = "a measurement: cargo test --release -p tracer-user throughput -- --ignored --nocapture"]
+fn throughput() {
+    use super::trees::{Want, WantCall};
+    use tracer_ebpf::record::Tag;
+    let target = |calls| Want { sandbox: 1, parallel: false, work_us: 3, calls };
+    let call = |target| WantCall { tag: Tag::Injected, retry: false, after_response: false, target };
+    for (what, joined) in [("calls to functions", true), ("calls to services", false)] {
+        let want = target((0..5).map(|_| call(joined.then(|| target(Vec::new())))).collect());
+        let world = World::new(&vec![want; 3000], true);
+        let mut assembler = Assembler::new(Config::default());
+        let mut sink = Ndjson::new(std::io::sink());
+        let (mut assemble, mut paths) = (std::time::Duration::ZERO, 0_u32);
+        let mut print = std::time::Duration::ZERO;
+        for _ in 0..30 {
+            for id in 1..3 {
+                assembler.sandbox(id, super::SandboxInfo { function: "function".into(), path: "/fns/function".into() });
+            }
+            let begin = std::time::Instant::now();
+            let mut lines = Vec::with_capacity(3000);
+            for batch in world.events.chunks(256) {
+                batch.iter().for_each(|event| assert!(assembler.read(&event.bytes)));
+                assembler.advance(0);
+                lines.extend(std::iter::from_fn(|| assembler.take()));
+            }
+            assemble += begin.elapsed();
+            paths += lines.len() as u32;
+            let begin = std::time::Instant::now();
+            lines.iter().for_each(|line| sink.object(line).unwrap());
+            print += begin.elapsed();
+            drop(lines);
+            // The same ids again: nothing may be remembered of them.
+            assembler = Assembler::new(Config::default());
+        }
+        let rate = |time: std::time::Duration| f64::from(paths) / time.as_secs_f64();
+        println!(
+            "{what}: {:.0} paths/s assembled, {:.0} paths/s printed, {} records a path",
+            rate(assemble),
+            rate(print),
+            world.events.len() / 3000
+        );
+    }
+}

@@ -23,7 +23,7 @@ const BAR_SHARE: usize = 4;
 const BAR_MIN: usize = 10;
 const BAR_MAX: usize = 40;
 /// Longest string from the wire that is printed, in characters.
-const TEXT_MAX: usize = 120;
+const TEXT_MAX: usize = 60;
 
 const DIM: Style = Style::new().dimmed();
 const NAME: Style = Style::new().bold();
@@ -310,4 +310,71 @@ fn bar(node: &Node, axis: Option<Axis>) -> Option<(Style, String, usize)> {
     let end = column(end_of(node)).max(begin + 1);
     let bar = "·".repeat(begin) + &"━".repeat(end - begin) + &"·".repeat(columns - end);
     Some((if failed(node) { BAD } else { DIM }, bar, columns))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::path::Line;
+
+    /// The example of the contract, grown by one of everything.
+    const PATH: &str = r#"{"fntrace":1,"type":"path","trace_id":"4bf92f3577b34da6a3ce929d0e0e4736",
+        "start":"2026-11-23T09:00:00.123456Z","duration_us":48210,"complete":false,"missing":["the end of call 5"],
+        "root":{"kind":"invocation","span_id":"00f067aa0ba902b7","function":"checkout","sandbox":"/fns/checkout-1","pid":4,
+        "start_us":0,"duration_us":48210,"cold":true,"http":{"method":"POST","path":"/checkout","status":200},"children":[
+        {"kind":"call","span_id":"b7ad6b7169203331","to":"inventory","peer":"127.0.0.1:8081","start_us":950,
+        "duration_us":20100,"http":{"method":"GET","path":"/stock/42","status":200},"tag":"injected",
+        "parent_by":"exclusive","after_response":false,"children":[{"kind":"invocation","span_id":"0000000000000002",
+        "function":"inventory","sandbox":"/fns/inventory-1","pid":5,"start_us":1000,"duration_us":20000,"cold":false,
+        "joined_by":"tag","children":[{"kind":"call","span_id":"0000000000000003","to":"10.0.0.9:5432","peer":"10.0.0.9:5432",
+        "start_us":1500,"duration_us":900,"protocol":"opaque","tag":"no_request","parent_by":"loop"}]}]},
+        {"kind":"call","span_id":"0000000000000004","to":"10.1.2.3:80","peer":"10.1.2.3:80","host":"pay.example",
+        "start_us":1200,"duration_us":30000,"http":{"method":"POST","path":"/pay\u001b[2J\u202e","status":503},
+        "tag":"destination","parent_by":"inferred"},
+        {"kind":"call","span_id":"0000000000000005","to":"127.0.0.1:9","peer":"127.0.0.1:9","start_us":40000,
+        "duration_us":80,"tag":"no_request","parent_by":"thread","error":"connection refused"},
+        {"kind":"call","span_id":"0000000000000006","to":"audit","peer":"127.0.0.1:8082","start_us":48000,"ended":false,
+        "http":{"method":"PUT","path":"/log"},"tag":"kept","parent_by":"thread","after_response":true}]}}"#;
+
+    fn render(look: Look) -> String {
+        let mut sink = Tree::new(Vec::new(), look);
+        sink.line(&Line::parse(PATH).unwrap().unwrap()).unwrap();
+        String::from_utf8(sink.writer).unwrap()
+    }
+
+    #[test]
+    fn a_newcomer_understands_it() {
+        let text = render(Look { width: 110, colour: false });
+        let expect = "\
+09:00:00.123  trace 4bf92f3577b34da6a3ce929d0e0e4736
+checkout  POST /checkout  200  48.2 ms  cold                                       ━━━━━━━━━━━━━━━━━━━━━━━━━━━
+├─ inventory  GET /stock/42  200  20.1 ms  parallel                                ━━━━━━━━━━━················
+│  └─ → 10.0.0.9:5432  connection, not HTTP/1  900 µs  parent by loop              ━··························
+├─ → pay.example (10.1.2.3:80)  POST /pay\\u{1b}[2J\\u{202e}  503  30.0 ms  parall…  ━━━━━━━━━━━━━━━━━··········
+├─ → 127.0.0.1:9  connection refused  80 µs                                        ······················━····
+└─ audit  PUT /log  no end seen  after the response                                ··························━
+missing: the end of call 5
+
+";
+        assert_eq!(text, expect, "\n{text}");
+    }
+
+    #[test]
+    fn no_row_is_wider_than_the_terminal() {
+        for width in [1, 20, 39, 40, 60, 80, 200] {
+            let text = render(Look { width, colour: false });
+            let widest = text.lines().map(UnicodeWidthStr::width).max();
+            assert!(widest <= Some(usize::from(width)), "{width}\n{text}");
+        }
+    }
+
+    #[test]
+    fn colour_is_the_callers_choice_and_nothing_harmful_gets_through() {
+        let plain = render(Look { width: 300, colour: false });
+        assert!(!plain.chars().any(|char| char != '\n' && super::super::text::is_harmful(char)), "{plain}");
+        assert!(plain.contains("/pay\\u{1b}[2J\\u{202e}"), "{plain}");
+        let colour = render(Look { width: 300, colour: true });
+        assert!(colour.contains("\u{1b}[1m\u{1b}[31mconnection refused\u{1b}[0m"), "{colour:?}");
+        assert!(!colour.contains("\u{1b}[2J") && !colour.contains('\u{202e}'));
+    }
 }
