@@ -1,1 +1,370 @@
-//! The call path: what the assembler makes and the sinks print.
+//! The call path: what the assembler makes, the sinks print, and `profile` and `forecast` read back.
+//!
+//! The types serialise to the lines of the output contract (DESIGN.md, section 6): keys may be added, never changed,
+//! and a reader passes over keys that it does not know. Strings from the wire are kept as they came (lossy UTF-8,
+//! bounded); making them harmless is the sinks' work, because what is harmful depends on where they are printed.
+
+use std::{borrow::Cow, fmt, sync::Arc};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// A W3C trace id: 128 bits, high half first. 32 hex digits in the output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TraceId(pub [u64; 2]);
+
+/// A W3C span id. 16 hex digits in the output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SpanId(pub u64);
+
+/// Wall-clock time in µs since 1970. RFC 3339 with six digits and `Z` in the output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Time(pub i64);
+
+impl fmt::Display for TraceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}{:016x}", self.0[0], self.0[1])
+    }
+}
+
+impl fmt::Display for SpanId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Years outside jiff's range (a hostile or broken clock offset) are shown as the nearest that it knows.
+        let time =
+            Timestamp::from_microsecond(self.0).unwrap_or(if self.0 < 0 { Timestamp::MIN } else { Timestamp::MAX });
+        write!(f, "{time:.6}")
+    }
+}
+
+impl Serialize for TraceId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl Serialize for SpanId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl Serialize for Time {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+fn hex64(text: &str) -> Option<u64> {
+    // `from_str_radix` alone would take a sign.
+    let digits = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if digits { u64::from_str_radix(text, 16).ok() } else { None }
+}
+
+impl<'de> Deserialize<'de> for TraceId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Cow::<'de, str>::deserialize(deserializer)?;
+        let halves = text.split_at_checked(16).and_then(|(high, low)| Some([hex64(high)?, hex64(low)?]));
+        halves.map(Self).ok_or_else(|| de::Error::custom("a trace id has 32 hex digits"))
+    }
+}
+
+impl<'de> Deserialize<'de> for SpanId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Cow::<'de, str>::deserialize(deserializer)?;
+        hex64(&text).map(Self).ok_or_else(|| de::Error::custom("a span id has 16 hex digits"))
+    }
+}
+
+impl<'de> Deserialize<'de> for Time {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse::<Timestamp>().map(|time| Self(time.as_microsecond())).map_err(de::Error::custom)
+    }
+}
+
+/// The version of the contract, in every line under `fntrace`. Only this one is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Version;
+
+impl Serialize for Version {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u8(1)
+    }
+}
+
+impl<'de> Deserialize<'de> for Version {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match u64::deserialize(deserializer)? {
+            1 => Ok(Self),
+            other => Err(de::Error::custom(format_args!("version {other} of the output is not known here"))),
+        }
+    }
+}
+
+/// `"type":"path"`, as a type of its own so that no other line is read as a path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PathType {
+    /// The only value.
+    #[default]
+    #[serde(rename = "path")]
+    Path,
+}
+
+/// `"type":"late"`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LateType {
+    /// The only value.
+    #[default]
+    #[serde(rename = "late")]
+    Late,
+}
+
+/// One root invocation, or root call, with everything under it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Path {
+    /// Version of the contract.
+    pub fntrace: Version,
+    /// Which line this is.
+    #[serde(rename = "type")]
+    pub kind: PathType,
+    /// The trace that the root continues or begins.
+    pub trace_id: TraceId,
+    /// When the root began.
+    pub start: Time,
+    /// How long the root took, in µs; to the last that was seen of the path, if the root's end was not.
+    pub duration_us: u64,
+    /// Whether all of the path is here, as far as can be known.
+    pub complete: bool,
+    /// What is not, in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<String>,
+    /// The root.
+    pub root: Node,
+}
+
+/// A part of a path that is printed apart from it: it came after the path was printed, or the path is too deep to print
+/// in one line. If a node with the root's span id was printed before, this one replaces it and keeps its children.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Late {
+    /// Version of the contract.
+    pub fntrace: Version,
+    /// Which line this is.
+    #[serde(rename = "type")]
+    pub kind: LateType,
+    /// The trace id of the path that the part belongs to.
+    pub trace_id: TraceId,
+    /// The span under which the part belongs; none if it replaces the path's root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent_span_id: Option<SpanId>,
+    /// When the part began; its offsets count from here.
+    pub start: Time,
+    /// As in [`Path`], for the part.
+    pub complete: bool,
+    /// As in [`Path`], for the part.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<String>,
+    /// The part.
+    pub root: Node,
+}
+
+/// What the assembler gives out and a reader gets back.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Line {
+    /// A whole path.
+    Path(Path),
+    /// A part that came late.
+    Late(Late),
+}
+
+impl Line {
+    /// Reads a line of the `ndjson` format. `None` for a line of another type (`stats`, and types to come).
+    pub fn parse(json: &str) -> serde_json::Result<Option<Self>> {
+        #[derive(Deserialize)]
+        struct Probe<'a> {
+            #[serde(rename = "type", borrow)]
+            kind: Cow<'a, str>,
+        }
+        match &*serde_json::from_str::<Probe<'_>>(json)?.kind {
+            "path" => serde_json::from_str(json).map(|path| Some(Self::Path(path))),
+            "late" => serde_json::from_str(json).map(|late| Some(Self::Late(late))),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// A span of a path.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Node {
+    /// An execution of a function: a server span.
+    Invocation(Invocation),
+    /// A request that goes out: a client span.
+    Call(Call),
+}
+
+impl Node {
+    /// What is under it, in order of start.
+    pub fn children(&self) -> &[Node] {
+        match self {
+            Self::Invocation(invocation) => &invocation.children,
+            Self::Call(call) => &call.children,
+        }
+    }
+
+    /// Its span id.
+    pub fn span_id(&self) -> SpanId {
+        match self {
+            Self::Invocation(invocation) => invocation.span_id,
+            Self::Call(call) => call.span_id,
+        }
+    }
+
+    /// When it began, in µs after the start of the line it is in. Negative only where records contradict each other.
+    pub fn start_us(&self) -> i64 {
+        match self {
+            Self::Invocation(invocation) => invocation.start_us,
+            Self::Call(call) => call.start_us,
+        }
+    }
+
+    /// How long it took; `None` if it was not seen to end.
+    pub fn duration_us(&self) -> Option<u64> {
+        match self {
+            Self::Invocation(invocation) => invocation.duration_us,
+            Self::Call(call) => call.duration_us,
+        }
+    }
+}
+
+/// An execution of a function in a sandbox.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Invocation {
+    /// The span id that the agent gave it.
+    pub span_id: SpanId,
+    /// Its trace id, where the application's own tracing made it differ from the path's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<TraceId>,
+    /// The parent id that came in, where no call that this agent saw has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outside_parent: Option<SpanId>,
+    /// The function's name.
+    pub function: Arc<str>,
+    /// The sandbox's path below the cgroup root.
+    pub sandbox: Arc<str>,
+    /// The process that received the request, in the host's numbering; 0 if not known.
+    pub pid: u32,
+    /// Start in µs after the start of the line.
+    pub start_us: i64,
+    /// None if it was not seen to end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration_us: Option<u64>,
+    /// When the response's first byte left, in µs after the start of the line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_byte_us: Option<i64>,
+    /// Whether it was seen to end.
+    #[serde(default = "yes", skip_serializing_if = "is_true")]
+    pub ended: bool,
+    /// The first request of a sandbox that was made while the agent watched.
+    #[serde(default)]
+    pub cold: bool,
+    /// Request and response; absent if the head could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<Http>,
+    /// How it was joined to the call above it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joined_by: Option<JoinedBy>,
+    /// What went wrong below HTTP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<Cow<'static, str>>,
+    /// The calls that it made, in order of start.
+    #[serde(default)]
+    pub children: Vec<Node>,
+}
+
+/// A request that a sandbox sent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Call {
+    /// The span id in its tag, or that its tag would have had.
+    pub span_id: SpanId,
+    /// Its trace id, where the application's own tracing made it differ from the path's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<TraceId>,
+    /// The function that answered, if its sandbox is traced; else the same as `peer`.
+    pub to: Arc<str>,
+    /// Address and port of the peer, as the caller's socket sees it.
+    pub peer: Arc<str>,
+    /// The Host header.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<Box<str>>,
+    /// Start in µs after the start of the line.
+    pub start_us: i64,
+    /// None if it was not seen to end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration_us: Option<u64>,
+    /// When the response's first byte came, in µs after the start of the line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_byte_us: Option<i64>,
+    /// Whether it was seen to end.
+    #[serde(default = "yes", skip_serializing_if = "is_true")]
+    pub ended: bool,
+    /// Request and response; absent if the head could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<Http>,
+    /// `opaque`: the connection does not speak HTTP/1, and the call lasts as long as the connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Cow<'static, str>>,
+    /// What became of the tag: a name of `tracer_ebpf::record::Tag`.
+    pub tag: Cow<'static, str>,
+    /// Which rule named the invocation: a name of `tracer_ebpf::record::Rule`.
+    pub parent_by: Cow<'static, str>,
+    /// Made when the invocation had already answered.
+    #[serde(default)]
+    pub after_response: bool,
+    /// What went wrong below HTTP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<Cow<'static, str>>,
+    /// The invocation that it caused, if that is known.
+    #[serde(default)]
+    pub children: Vec<Node>,
+}
+
+/// Request and response, as OpenTelemetry's `http.request.method`, `url.path`, `http.response.status_code`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Http {
+    /// The method.
+    pub method: Cow<'static, str>,
+    /// The path without the query.
+    pub path: Box<str>,
+    /// The query without `?`, only if asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub query: Option<Box<str>>,
+    /// The status code; none if no response was seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+}
+
+/// How an invocation was joined to its call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JoinedBy {
+    /// The span id that came in is the call's.
+    Tag,
+    /// Both ends saw the same connection and the same ordinal on it.
+    Wire,
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_true(value: &bool) -> bool {
+    *value
+}

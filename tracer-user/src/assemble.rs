@@ -1,1 +1,0 @@
-//! Joins records to call paths.
