@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 /// How long an answer may take before the test fails.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
+type Headers = Vec<(String, String)>;
+
 /// One connection at a time, kept alive over requests and opened anew when the server closed it in between.
 #[derive(Debug)]
 pub struct Client {
@@ -24,7 +26,7 @@ pub struct Client {
 #[derive(Debug)]
 pub struct Response {
     pub status: u16,
-    headers: Vec<(String, String)>,
+    headers: Headers,
     pub body: Vec<u8>,
 }
 
@@ -134,7 +136,8 @@ fn hung_up(stream: &TcpStream) -> bool {
 impl Response {
     fn read(connection: &mut BufReader<TcpStream>) -> io::Result<Self> {
         let (start, headers) = read_head(connection)?.ok_or(io::ErrorKind::UnexpectedEof)?;
-        let status = start.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
+        let status =
+            start.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
         let mut response = Self { status, headers, body: Vec::new() };
         response.body = read_body(connection, &response.headers)?;
         Ok(response)
@@ -147,7 +150,10 @@ impl Response {
     fn answer(self) -> io::Result<Value> {
         let mut answer: Value = serde_json::from_slice(&self.body).map_err(|error| {
             let text = String::from_utf8_lossy(&self.body);
-            io::Error::new(io::ErrorKind::InvalidData, format!("{error} in the answer (status {}): {text}", self.status))
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{error} in the answer (status {}): {text}", self.status),
+            )
         })?;
         if self.status != 200 {
             return Err(io::Error::other(format!("status {}: {answer}", self.status)));
@@ -163,7 +169,7 @@ impl Response {
 #[derive(Debug)]
 pub struct Listener {
     address: SocketAddr,
-    heads: Arc<Mutex<Vec<Vec<(String, String)>>>>,
+    heads: Arc<Mutex<Vec<Headers>>>,
 }
 
 impl Listener {
@@ -196,12 +202,13 @@ impl Listener {
     }
 }
 
-fn serve(mut connection: BufReader<TcpStream>, seen: &Mutex<Vec<Vec<(String, String)>>>) -> Option<()> {
+fn serve(mut connection: BufReader<TcpStream>, seen: &Mutex<Vec<Headers>>) -> Option<()> {
     while let Some((_, headers)) = read_head(&mut connection).ok()? {
         read_body(&mut connection, &headers).ok()?;
         let body = json!({"listener": true, "traceparent": header(&headers, "traceparent")}).to_string();
         seen.lock().unwrap().push(headers);
-        let head = format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
+        let head =
+            format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
         connection.get_mut().write_all((head + &body).as_bytes()).ok()?;
     }
     Some(())
@@ -211,10 +218,8 @@ fn header<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
     headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
 }
 
-type Head = (String, Vec<(String, String)>);
-
 /// The start line and the headers; nothing at the end of the connection.
-fn read_head(connection: &mut BufReader<TcpStream>) -> io::Result<Option<Head>> {
+fn read_head(connection: &mut BufReader<TcpStream>) -> io::Result<Option<(String, Headers)>> {
     let mut start = String::new();
     if connection.read_line(&mut start)? == 0 {
         return Ok(None);

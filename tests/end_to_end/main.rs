@@ -6,6 +6,8 @@
 //!
 //! They need root, and `cargo xtask functions` once before. Both are errors when missing, never a reason to skip.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test, in helpers as in tests")]
+
 mod agent;
 mod bytes;
 mod client;

@@ -207,3 +207,84 @@ pub fn assert_traced(agent: Agent, answers: &[Value]) -> (Trace, Finished) {
     assert_counts(&finished);
     (trace, finished)
 }
+
+/// The comparison itself: it must accept the right output and refuse each way of being wrong.
+mod comparison {
+    use std::panic::catch_unwind;
+
+    use serde_json::{Value, json};
+
+    use super::{assert_same_edges, assert_tagged, trace, truth};
+
+    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+
+    /// A calls nginx, which passes on to B; then A calls nobody.
+    fn answers() -> [Value; 1] {
+        let got = |span: &str| format!("00-{TRACE}-{span}-01");
+        [json!({"id": "a", "true_parent": null, "traceparent": null, "function": "A", "children": [
+            {"id": "a.0", "true_parent": "a", "traceparent": got("2222222222222222"), "function": "B", "children": [],
+             "via": {"function": "nginx", "traceparent": got("1111111111111111")}},
+            {"id": "a.1", "error": "connection refused"}]})]
+    }
+
+    fn path() -> Value {
+        json!({"type": "path", "trace_id": TRACE, "root":
+            {"kind": "invocation", "function": "A", "http": {"path": "/a"}, "children": [
+                {"kind": "call", "span_id": "1111111111111111", "tag": "injected", "children": [
+                    {"kind": "invocation", "function": "nginx", "http": {"path": "/a.0"}, "joined_by": "tag", "children": [
+                        {"kind": "call", "span_id": "2222222222222222", "tag": "rewritten", "children": [
+                            {"kind": "invocation", "function": "B", "http": {"path": "/a.0"}, "joined_by": "tag"}]}]}]},
+                {"kind": "call", "span_id": "3333333333333333", "tag": "no_request"}]}})
+    }
+
+    #[test]
+    fn the_right_output_is_accepted() {
+        assert_tagged(&truth(&answers()), &trace(&[json!({"type": "stats"}), path()]));
+    }
+
+    #[test]
+    fn no_output_is_refused() {
+        assert!(catch_unwind(|| assert_same_edges(&truth(&answers()), &trace(&[]))).is_err());
+    }
+
+    #[test]
+    fn every_wrong_output_is_refused() {
+        let call = "/root/children/0";
+        let proxy = "/root/children/0/children/0";
+        let last = "/root/children/0/children/0/children/0";
+        let wrong = [
+            ("an edge is missing", proxy.to_owned() + "/children", json!([])),
+            ("the function is another", last.to_owned() + "/children/0/function", json!("C")),
+            ("the id is another", last.to_owned() + "/children/0/http/path", json!("/a.9")),
+            ("the tag is not said", call.to_owned() + "/tag", json!("refused")),
+            ("the tag is not what arrived", last.to_owned() + "/span_id", json!("1111111111111111")),
+            ("the trace is another", "/trace_id".to_owned(), json!("00000000000000000000000000000001")),
+            ("it was joined by the wire", proxy.to_owned() + "/joined_by", json!("wire")),
+            (
+                "an invocation more",
+                "/root/children/1/children".to_owned(),
+                json!([{"kind": "invocation", "function": "B", "http": {"path": "/"}}]),
+            ),
+        ];
+        for (what, pointer, value) in wrong {
+            let mut path = path();
+            let (at, key) = pointer.rsplit_once('/').unwrap();
+            path.pointer_mut(at).unwrap()[key] = value;
+            let refused = catch_unwind(|| assert_tagged(&truth(&answers()), &trace(&[path]))).is_err();
+            assert!(refused, "accepted although {what}");
+        }
+        let mut twice = path();
+        twice["root"]["children"][0]["children"][0]["http"]["path"] = json!("/a");
+        twice["root"]["children"][0]["children"][0]["function"] = json!("A");
+        assert!(catch_unwind(|| trace(&[twice])).is_err(), "accepted although an invocation is there twice");
+    }
+
+    #[test]
+    fn a_tag_that_did_not_arrive_is_refused() {
+        for pointer in ["/children/0/traceparent", "/children/0/via/traceparent"] {
+            let mut answers = answers();
+            *answers[0].pointer_mut(pointer).unwrap() = Value::Null;
+            assert!(catch_unwind(|| assert_tagged(&truth(&answers), &trace(&[path()]))).is_err(), "{pointer}");
+        }
+    }
+}
