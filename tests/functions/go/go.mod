@@ -1,0 +1,3 @@
+module fntrace/function
+
+go 1.19
