@@ -4,10 +4,10 @@
 //! remembers it remembers a key that is found no more.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use tracer_ebpf::{counter::Counter, record::Rule, traceparent::Context};
 
 use crate::{
+    atomic::Atomic,
     kernel::Task,
     maps::{CONTEXTS, INVOCATIONS, SANDBOXES, THREADS, count},
     pointer::Value,
@@ -17,14 +17,19 @@ use crate::{
 #[repr(C)]
 pub struct Sandbox {
     /// How many invocations are live.
-    pub live: AtomicU32,
+    pub live: Atomic,
     /// Set by the first invocation.
-    pub seen: AtomicU32,
+    pub seen: Atomic,
     /// All their span ids, XORed: with one live it is that one's. Both are changed without a lock, so what comes out is
     /// believed only if `INVOCATIONS` has it, for this sandbox.
-    pub spans: AtomicU64,
+    pub spans: Atomic,
     /// When two were last live at once, ns.
-    pub overlap_ns: AtomicU64,
+    pub overlap_ns: Atomic,
+}
+
+impl Sandbox {
+    pub const NEW: Self =
+        Self { live: Atomic::ZERO, seen: Atomic::ZERO, spans: Atomic::ZERO, overlap_ns: Atomic::ZERO };
 }
 
 /// A live invocation.
@@ -104,12 +109,12 @@ pub fn begin(span: u64, invocation: &Invocation) -> (bool, u32) {
     }
     let Some(sandbox) = sandbox(invocation.sandbox) else { return (false, 0) };
     // Counted although the map may have refused it: one that is not known must still keep others from being alone.
-    let others = sandbox.live.fetch_add(1, Relaxed);
-    sandbox.spans.fetch_xor(span, Relaxed);
+    let others = sandbox.live.add(1) as u32;
+    sandbox.spans.xor(span);
     if others > 0 {
-        sandbox.overlap_ns.store(invocation.start_ns, Relaxed);
+        sandbox.overlap_ns.store(invocation.start_ns);
     }
-    (sandbox.seen.swap(1, Relaxed) == 0, others.saturating_add(1))
+    (sandbox.seen.set_first(), others.saturating_add(1))
 }
 
 /// Notes that an invocation has answered.
@@ -123,8 +128,8 @@ pub fn end(span: u64, sandbox_id: u64) {
     }
     let _ = INVOCATIONS.remove(span);
     if let Some(sandbox) = sandbox(sandbox_id) {
-        sandbox.spans.fetch_xor(span, Relaxed);
-        sandbox.live.fetch_sub(1, Relaxed);
+        sandbox.spans.xor(span);
+        sandbox.live.add(u64::MAX);
     }
 }
 
@@ -136,7 +141,7 @@ pub fn reads(task: Task, span: u64, sandbox_id: u64) {
         if known.span == span && known.read == 1 {
             return;
         }
-        let alone = sandbox(sandbox_id).is_some_and(|sandbox| sandbox.live.load(Relaxed) <= 1);
+        let alone = sandbox(sandbox_id).is_some_and(|sandbox| sandbox.live.load() <= 1);
         let other_lives = known.read == 1 && known.span != span && invocation(known.span).is_some();
         known.several = if alone {
             0
@@ -180,7 +185,7 @@ pub fn exits(task: Task) {
 #[inline(always)]
 pub fn attribute(sandbox_id: u64, task: Option<Task>, carried: Option<&Context>) -> Parent {
     let Some(sandbox) = sandbox(sandbox_id) else { return Parent { rule: Rule::None, context: NOBODY, live: 0 } };
-    let live = sandbox.live.load(Relaxed);
+    let live = sandbox.live.load() as u32;
     if let Some(context) = carried
         && let Some(found) = forwarded(sandbox_id, context)
     {
@@ -191,10 +196,10 @@ pub fn attribute(sandbox_id: u64, task: Option<Task>, carried: Option<&Context>)
         None => None,
     };
     if live == 1
-        && let Some(only) = invocation(sandbox.spans.load(Relaxed))
+        && let Some(only) = invocation(sandbox.spans.load())
         && only.sandbox == sandbox_id
         // Since it began: what another left running may still call.
-        && only.start_ns > sandbox.overlap_ns.load(Relaxed)
+        && only.start_ns > sandbox.overlap_ns.load()
     {
         let has_own_work =
             known.as_ref().is_some_and(|known| known.background == 1 && known.span != only.context.span_id);

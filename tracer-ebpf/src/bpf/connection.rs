@@ -1,11 +1,10 @@
 //! What is kept per connection: one value in socket storage, freed by the kernel with the socket.
 
 use aya_ebpf::{bindings::BPF_SK_STORAGE_GET_F_CREATE, helpers::generated::bpf_sk_storage_get};
-use core::sync::atomic::AtomicU32;
 use core::{ffi::c_void, ptr};
 use tracer_ebpf::{http1::Flow, record::Wire};
 
-use crate::{maps::CONNECTIONS, pointer::Value};
+use crate::{atomic::Atomic, maps::CONNECTIONS, pointer::Value};
 
 /// Which end of the connection the sandbox's socket is.
 pub mod role {
@@ -24,7 +23,7 @@ pub const FIRST_MAX: usize = 128;
 pub struct Direction {
     /// Held while a packet of this direction is parsed: two CPUs may have one each (net/ipv4/tcp_ipv4.c, tcp_v4_rcv
     /// runs the filter before it takes the socket).
-    pub guard: AtomicU32,
+    pub guard: Atomic,
     /// The next sequence number, for flows that are read off packets.
     pub sequence: u32,
     /// The boundary at which this flow began was concluded, not proven: not good enough for a tag.

@@ -6,7 +6,6 @@ use aya_ebpf::{
     btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage, SockHash, lpm_trie::Key},
     macros::btf_map,
 };
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use tracer_ebpf::{
     counter::Counter,
     glob::Pattern,
@@ -14,6 +13,7 @@ use tracer_ebpf::{
 };
 
 use crate::{
+    atomic::Atomic,
     attribution::{ContextKey, Invocation, Sandbox, Thread},
     connection::Connection,
     pointer::Value,
@@ -87,9 +87,9 @@ pub static PATTERN_COUNT: Global<u32> = Global::new(0);
 #[inline(always)]
 fn bump(slot: Option<*mut u64>) {
     // SAFETY: an element of a per-CPU array, aligned to 8.
-    if let Some(value) = slot.and_then(|slot| unsafe { Value::new(slot.cast::<AtomicU64>()) }) {
+    if let Some(value) = slot.and_then(|slot| unsafe { Value::new(slot.cast::<Atomic>()) }) {
         // Atomic although per CPU: a softirq, or another task after preemption, may be in the middle of the same.
-        value.fetch_add(1, Relaxed);
+        value.add(1);
     }
 }
 

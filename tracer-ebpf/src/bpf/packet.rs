@@ -8,7 +8,6 @@ use aya_ebpf::{
     },
     programs::SkBuffContext,
 };
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use tracer_ebpf::{counter::Counter, http1::mode, record::Tag};
 
 use crate::{
@@ -67,14 +66,14 @@ fn look_at<const REQUEST: bool>(packet: *mut __sk_buff, connection: &mut Value<C
     }
     let Some(payload) = payload(packet) else { return };
     count(Counter::Packets);
-    if direction::<REQUEST>(connection).guard.compare_exchange(0, 1, Acquire, Relaxed).is_err() {
+    if !direction::<REQUEST>(connection).guard.try_lock() {
         count(Counter::Contended);
         return;
     }
     if let Some((at, len)) = in_order::<REQUEST>(connection, &payload) {
         follow::<REQUEST>(packet, connection, at, len);
     }
-    direction::<REQUEST>(connection).guard.store(0, Release);
+    direction::<REQUEST>(connection).guard.unlock();
 }
 
 /// Finds the TCP payload; `None` if there is none.

@@ -24,12 +24,6 @@ impl<T> Value<T> {
     pub fn as_ptr(&self) -> *mut T {
         self.0
     }
-
-    /// A second handle on the same value.
-    #[inline(always)]
-    pub fn again(&self) -> Self {
-        Self(self.0)
-    }
 }
 
 impl<T> Deref for Value<T> {

@@ -9,7 +9,6 @@ use aya_ebpf::{
     helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_kernel_str, bpf_ringbuf_output},
     macros::btf_map,
 };
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use tracer_ebpf::{
     Window,
     counter::Counter,
@@ -18,6 +17,7 @@ use tracer_ebpf::{
 };
 
 use crate::{
+    atomic::Atomic,
     maps::{RECORDS, count},
     pointer::Value,
 };
@@ -40,7 +40,7 @@ pub union Fixed {
 #[repr(C)]
 pub struct Scratch {
     /// 1 while held.
-    taken: AtomicU64,
+    taken: Atomic,
     /// Where the parser stands in the window.
     pub cursor: Cursor,
     /// Where the window begins, in the stream (carried bytes first, then the payload).
@@ -97,10 +97,7 @@ static SCRATCH: PerCpuArray<Scratch, SLOTS> = PerCpuArray::new();
 fn try_slot(slot: u32) -> Option<Value<Scratch>> {
     // SAFETY: an element of a per-CPU array.
     let scratch = unsafe { Value::new(SCRATCH.get_ptr_mut(slot)?) }?;
-    match scratch.taken.compare_exchange(0, 1, Relaxed, Relaxed) {
-        Ok(_) => Some(scratch),
-        Err(_) => None,
-    }
+    if scratch.taken.try_lock() { Some(scratch) } else { None }
 }
 
 /// Takes a slot of this CPU. The caller must [`give_back`] it.
@@ -115,7 +112,7 @@ pub fn take() -> Option<Value<Scratch>> {
 
 #[inline(always)]
 pub fn give_back(scratch: &Value<Scratch>) {
-    scratch.taken.store(0, Relaxed);
+    scratch.taken.unlock();
 }
 
 impl Scratch {

@@ -8,12 +8,8 @@ use aya_ebpf::{
     helpers::bpf_ktime_get_ns, helpers::generated::bpf_loop, macros::btf_tracepoint, programs::BtfTracePointContext,
 };
 use aya_log_ebpf::debug;
-use core::{
-    ffi::c_void,
-    sync::atomic::{AtomicU32, AtomicU64},
-};
+use core::ffi::c_void;
 use tracer_ebpf::{
-    Window as _,
     counter::Counter,
     glob::{Matcher, PATTERN_MAX, Pattern, STEPS, Step},
     record::Kind,
@@ -45,13 +41,7 @@ pub fn fn_mkdir(context: BtfTracePointContext) -> i32 {
     scratch.set_path(path);
     if inherited || matches_any(&mut scratch) {
         let id = kernel::cgroup_id(cgroup);
-        let sandbox = Sandbox {
-            live: AtomicU32::new(0),
-            seen: AtomicU32::new(0),
-            spans: AtomicU64::new(0),
-            overlap_ns: AtomicU64::new(0),
-        };
-        if SANDBOXES.insert(id, &sandbox, 0).is_err() {
+        if SANDBOXES.insert(id, &Sandbox::NEW, 0).is_err() {
             count(Counter::SandboxesFull);
         } else {
             debug!(&context, "sandbox {} selected", id);
