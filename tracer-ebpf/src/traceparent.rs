@@ -96,10 +96,10 @@ const fn hex_word(value: u32) -> u64 {
     x + 0x3030_3030_3030_3030 + over * 39
 }
 
-/// The header line `traceparent: 00-…\r\n`.
+/// Writes the header line `traceparent: 00-…\r\n`.
 #[inline(always)]
-pub fn line(context: &Context) -> [u8; LINE_LEN] {
-    let mut out = *b"traceparent: 00-00000000000000000000000000000000-0000000000000000-00\r\n";
+pub fn write_line(out: &mut [u8; LINE_LEN], context: &Context) {
+    *out = *b"traceparent: 00-00000000000000000000000000000000-0000000000000000-00\r\n";
     let mut put = |at: usize, value: u64| {
         let [a, b] = hex_words(value);
         out[at..at + 8].copy_from_slice(&a.to_le_bytes());
@@ -108,10 +108,9 @@ pub fn line(context: &Context) -> [u8; LINE_LEN] {
     put(16, context.trace_id[0]);
     put(32, context.trace_id[1]);
     put(49, context.span_id);
-    let flags = hex_word(u32::from(context.flags)).to_le_bytes();
-    out[66] = flags[6];
-    out[67] = flags[7];
-    out
+    let flags = hex_word(u32::from(context.flags)) >> 48;
+    out[66] = flags as u8;
+    out[67] = (flags >> 8) as u8;
 }
 
 #[cfg(test)]
@@ -127,6 +126,12 @@ mod tests {
         assert_eq!(context.trace_id, [0x4bf9_2f35_77b3_4da6, 0xa3ce_929d_0e0e_4736]);
         assert_eq!(context.span_id, 0x00f0_67aa_0ba9_02b7);
         assert_eq!(context.flags, SAMPLED);
+    }
+
+    fn line(context: &Context) -> [u8; LINE_LEN] {
+        let mut line = [0; LINE_LEN];
+        write_line(&mut line, context);
+        line
     }
 
     #[test]

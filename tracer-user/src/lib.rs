@@ -8,6 +8,7 @@ pub mod agent;
 pub mod assemble;
 mod bpf;
 pub mod cgroup;
+pub mod cli;
 pub mod demo;
 pub mod doctor;
 pub mod head;

@@ -1,0 +1,464 @@
+//! `fntrace run`: records out of the ring buffer, call paths onto standard output.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    future::Future,
+    io::{self, IsTerminal as _},
+    os::fd::AsRawFd,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use clap::{Args, ValueEnum};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    signal::unix::{Signal, SignalKind, signal},
+    task::spawn_blocking,
+    time::{Instant, MissedTickBehavior, interval, timeout},
+};
+use tracer_ebpf::record::{self, Body};
+
+use crate::{
+    agent::{self, Agent, Cidr, Plan, TAG_TO},
+    assemble::{Assembler, Config, SandboxInfo},
+    cgroup::{self, Mount, Selection},
+    doctor::{self, Verdict},
+    host::{self, SelfTest},
+    name::Names,
+    sink::{self, Sink, stats::Stats, tree::Look},
+};
+
+/// What `run` takes; `demo` takes the part that is [`Output`].
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    /// Trace the functions in this cgroup and in every one below it.
+    ///
+    /// A path below the cgroup v2 mount (`/fns`, or absolute), or a pattern: `*` and `?` stand for anything within one
+    /// segment, and what matches is traced from its first packet when it appears. May be given several times.
+    #[arg(long = "cgroup", value_name = "PATH", required = true)]
+    pub cgroups: Vec<String>,
+
+    /// Give the sandbox at a cgroup (path or pattern) this function name.
+    #[arg(long = "name", value_name = "CGROUP=NAME")]
+    pub names: Vec<String>,
+
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// How to tag, and what to print.
+#[derive(Args, Clone, Debug)]
+pub struct Output {
+    /// Form of the output [default: tree on a terminal, ndjson otherwise].
+    #[arg(long, value_enum)]
+    pub format: Option<Format>,
+
+    /// Whether to write a `traceparent` into the calls between functions. Without it, calls and invocations are joined
+    /// by their connection, which works on one host.
+    #[arg(long, value_enum, default_value_t = Switch::On)]
+    pub tag: Switch,
+
+    /// Addresses that a tag may be sent to [default: loopback, link-local and private ranges].
+    #[arg(long, value_name = "CIDR")]
+    pub tag_to: Vec<Cidr>,
+
+    /// How long a path whose root has answered waits for what is still open below it.
+    #[arg(long, value_name = "TIME", default_value = "200ms", value_parser = humantime::parse_duration)]
+    pub settle: Duration,
+
+    /// How often to print a line of counts [default: 10s as ndjson, only at the end as tree].
+    #[arg(long, value_name = "TIME", value_parser = at_least_100ms)]
+    pub stats_every: Option<Duration>,
+
+    /// Print the query string of request targets. It may hold secrets.
+    #[arg(long)]
+    pub query: bool,
+
+    /// Print what the kernel half logs to standard error.
+    #[arg(long, short)]
+    pub verbose: bool,
+}
+
+/// The forms of output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people: a tree with a waterfall for each call path.
+    Tree,
+    /// For programs: one JSON object a line.
+    Ndjson,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// Yes.
+    On,
+    /// No.
+    Off,
+}
+
+fn at_least_100ms(text: &str) -> Result<Duration> {
+    let time = humantime::parse_duration(text)?;
+    anyhow::ensure!(time >= Duration::from_millis(100), "at least 100ms");
+    Ok(time)
+}
+
+/// Why the agent does not start, for the exit status.
+#[derive(Debug)]
+pub enum Refusal {
+    /// The command line asks for what is not there: exit status 2.
+    Usage(String),
+    /// This host cannot run it, or not now: exit status 3.
+    Host(String),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Usage(why) | Self::Host(why)) = self;
+        to.write_str(why)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+impl Refusal {
+    /// See [`Refusal`].
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Usage(_) => ExitCode::from(2),
+            Self::Host(_) => ExitCode::from(3),
+        }
+    }
+}
+
+/// How often to look for paths that have settled.
+const TICK: Duration = Duration::from_millis(50);
+/// How often to tell the kernel half that somebody listens, and to compare the clocks.
+const BEAT: Duration = Duration::from_secs(1);
+/// The interval of `stats` lines, unless told otherwise.
+const STATS: Duration = Duration::from_secs(10);
+/// Finding a name looks into files that a tenant may make slow. The paths do not wait for that.
+const NAMING: Duration = Duration::from_millis(50);
+
+/// Runs until a signal, or until the reader of standard output goes away.
+///
+/// # Errors
+///
+/// A [`Refusal`], or what went wrong while running.
+pub async fn run(args: &RunArgs) -> Result<()> {
+    let mut signals = Signals::new()?;
+    trace(args, || {}, signals.wait()).await
+}
+
+/// Traces until `stop` resolves; calls `ready` once everything is attached.
+///
+/// # Errors
+///
+/// As for [`run`].
+pub async fn trace(args: &RunArgs, ready: impl FnOnce(), stop: impl Future<Output = ()>) -> Result<()> {
+    let report = spawn_blocking(doctor::checks).await.context("check the host")?;
+    if let Some(refusal) = report.refusal() {
+        return Err(Refusal::Host(refusal).into());
+    }
+    let mount = Mount::find().map_err(|error| Refusal::Host(format!("{error:#}")))?;
+    let selection = Selection::resolve(&mount, &args.cgroups).map_err(|error| Refusal::Usage(format!("{error:#}")))?;
+    let names = Names::new(mount.clone(), &args.names).map_err(|error| Refusal::Usage(format!("{error:#}")))?;
+    refuse_second(&mount, &selection)?;
+    let mut tagging = args.output.tag == Switch::On;
+    if let Verdict::Observes(why) = report.verdict()
+        && tagging
+    {
+        eprintln!("fntrace: WARNING: calls are not tagged here: {why}");
+        tagging = false;
+    }
+    let plan = plan(args, &selection, tagging, report.self_test == Some(SelfTest::NeedsVerdict))?;
+    let mut agent = Agent::load(&plan)?;
+    // From here on the kernel half sees sandboxes appear; those that are there already come from a walk.
+    let existing = selection.existing(&mount);
+    let sandboxes: Vec<u64> = existing.iter().map(|(id, _)| *id).collect();
+    agent.heartbeat(monotonic_ns())?;
+    let mut flow = Flow::new(args, &mut agent, names)?;
+    for (id, path) in existing {
+        flow.naming.insert(id, Known { path, sure: false });
+    }
+    agent.attach(&plan, &sandboxes)?;
+    eprintln!("fntrace: tracing {}, {}", what(&args.cgroups, sandboxes.len()), how(&plan));
+    ready();
+    let outcome = flow.follow(&mut agent, stop).await;
+    let outcome = match outcome {
+        Ok(()) => flow.end(&agent),
+        Err(error) => Err(error),
+    };
+    match outcome {
+        Err(error) if is_broken_pipe(&error) => Ok(()),
+        outcome => outcome,
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+fn refuse_second(mount: &Mount, selection: &Selection) -> Result<()> {
+    let ids = selection.roots.iter().map(|root| cgroup::id(root)).collect::<io::Result<Vec<_>>>();
+    let ids = ids.map_err(|error| Refusal::Usage(format!("look at the cgroups: {error}")))?;
+    match host::second_agent(mount, &ids) {
+        Ok(None) => Ok(()),
+        Ok(Some(other)) => {
+            Err(Refusal::Host(format!("{other}: stop it first, or choose other cgroups with --cgroup")).into())
+        }
+        // Only the list of links is closed to us; the doctor has said so.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        Err(error) => Err(error).context("look for another fntrace"),
+    }
+}
+
+fn plan(args: &RunArgs, selection: &Selection, tagging: bool, verdict: bool) -> Result<Plan> {
+    let tag_to = if args.output.tag_to.is_empty() {
+        TAG_TO.iter().map(|cidr| cidr.parse()).collect::<Result<Vec<Cidr>>>()?
+    } else {
+        args.output.tag_to.clone()
+    };
+    let patterns = selection.patterns.iter().filter(|pattern| !pattern.is_literal());
+    Ok(Plan {
+        roots: selection.roots.clone(),
+        patterns: patterns.map(|pattern| pattern.as_str().to_owned()).collect(),
+        tag_to: tagging.then_some(tag_to),
+        verdict,
+    })
+}
+
+fn what(cgroups: &[String], now: usize) -> String {
+    let sandboxes = if now == 1 { "cgroup" } else { "cgroups" };
+    format!("{} ({now} {sandboxes} now)", cgroups.join(" "))
+}
+
+fn how(plan: &Plan) -> String {
+    match &plan.tag_to {
+        None => "tagging nothing: calls are joined by their connections".to_owned(),
+        Some(ranges) => {
+            let ranges: Vec<String> = ranges.iter().map(Cidr::to_string).collect();
+            format!("tagging calls to {}", ranges.join(" "))
+        }
+    }
+}
+
+/// A sandbox's path, and whether its name is final.
+struct Known {
+    path: String,
+    sure: bool,
+}
+
+/// The flow in user space, from the ring buffer to standard output.
+struct Flow {
+    ring: AsyncFd<aya::maps::RingBuf<aya::maps::MapData>>,
+    assembler: Assembler,
+    sink: Sink<io::StdoutLock<'static>>,
+    names: Arc<Names>,
+    naming: HashMap<u64, Known>,
+    /// Sandboxes of this batch whose names are still to be found.
+    unnamed: Vec<u64>,
+    stats_every: Option<Duration>,
+    log: Option<AsyncFd<agent::Log>>,
+}
+
+impl Flow {
+    fn new(args: &RunArgs, agent: &mut Agent, names: Names) -> Result<Self> {
+        let output = &args.output;
+        let terminal = io::stdout().is_terminal();
+        let tree = output.format.map_or(terminal, |format| format == Format::Tree);
+        let format = if tree {
+            let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+            sink::Format::Tree(Look { width: width(), colour })
+        } else {
+            sink::Format::Ndjson
+        };
+        let config = Config { settle_ns: output.settle.as_nanos() as u64, query: output.query, ..Config::default() };
+        let ring = watch(agent.records()?).context("watch the ring buffer")?;
+        let log = if output.verbose { agent.log().map(watch).transpose().context("watch the log")? } else { None };
+        Ok(Self {
+            ring,
+            assembler: Assembler::new(config),
+            sink: Sink::new(format, io::stdout().lock()),
+            names: Arc::new(names),
+            naming: HashMap::new(),
+            unnamed: Vec::new(),
+            stats_every: output.stats_every.or((!tree).then_some(STATS)),
+            log,
+        })
+    }
+
+    async fn follow(&mut self, agent: &mut Agent, stop: impl Future<Output = ()>) -> Result<()> {
+        let mut stop = std::pin::pin!(stop);
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut beat = interval(BEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let stats_every = self.stats_every.unwrap_or(Duration::from_secs(u64::from(u32::MAX)));
+        let mut stats = tokio::time::interval_at(Instant::now() + stats_every, stats_every);
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut stop => return Ok(()),
+                _ = beat.tick() => {
+                    agent.heartbeat(monotonic_ns())?;
+                    self.assembler.clock(wall_ns() - monotonic_ns() as i64);
+                }
+                _ = stats.tick() => self.stats(agent)?,
+                readable = self.ring.readable() => {
+                    readable.context("wait for records")?.clear_ready();
+                    self.batch(agent).await?;
+                }
+                _ = tick.tick() => self.batch(agent).await?,
+                () = log_ready(&mut self.log) => {}
+            }
+        }
+    }
+
+    /// Takes what the ring buffer holds, and gives out what has become complete.
+    async fn batch(&mut self, agent: &Agent) -> Result<()> {
+        self.drain();
+        self.find_names().await;
+        self.assembler.lost(agent.lost()?);
+        self.assembler.advance(monotonic_ns());
+        self.give_out()
+    }
+
+    fn drain(&mut self) {
+        let Self { ring, assembler, naming, unnamed, .. } = self;
+        while let Some(item) = ring.get_mut().next() {
+            let Some(record) = record::decode(&item) else {
+                // Counts it.
+                assembler.read(&item);
+                continue;
+            };
+            let sandbox = record.header.sandbox;
+            match record.body {
+                Body::SandboxBorn(path) => {
+                    let path = String::from_utf8_lossy(path).into_owned();
+                    let info = SandboxInfo { function: Arc::from(path.as_str()), path: Arc::from(path.as_str()) };
+                    assembler.sandbox(sandbox, info);
+                    naming.insert(sandbox, Known { path, sure: false });
+                }
+                Body::SandboxGone => {
+                    naming.remove(&sandbox);
+                }
+                Body::InvocationStart(..) | Body::CallStart(..) | Body::OpaqueStart(..) => {
+                    if naming.get(&sandbox).is_some_and(|known| !known.sure) && !unnamed.contains(&sandbox) {
+                        unnamed.push(sandbox);
+                    }
+                }
+                _ => {}
+            }
+            assembler.record(&record);
+        }
+    }
+
+    /// Names the sandboxes that were heard of: now that they work, their processes can be asked.
+    async fn find_names(&mut self) {
+        for sandbox in std::mem::take(&mut self.unnamed) {
+            let Some(known) = self.naming.get_mut(&sandbox) else { continue };
+            known.sure = true;
+            let (names, path) = (Arc::clone(&self.names), known.path.clone());
+            let found = timeout(NAMING, spawn_blocking(move || names.resolve(&path))).await;
+            let function = match found {
+                Ok(Ok(name)) => name.text,
+                // Too slow, for now: it is asked again with the next record.
+                _ => {
+                    known.sure = false;
+                    known.path.clone()
+                }
+            };
+            let info = SandboxInfo { function: Arc::from(function.as_str()), path: Arc::from(known.path.as_str()) };
+            self.assembler.sandbox(sandbox, info);
+        }
+    }
+
+    fn give_out(&mut self) -> Result<()> {
+        let mut any = false;
+        while let Some(line) = self.assembler.take() {
+            self.sink.line(&line)?;
+            any = true;
+        }
+        if any {
+            self.sink.flush()?;
+        }
+        Ok(())
+    }
+
+    fn stats(&mut self, agent: &Agent) -> Result<()> {
+        let (kernel, kernel_tags) = (agent.counters()?, agent.tags()?);
+        let stats = Stats { totals: self.assembler.totals(), kernel: &kernel, kernel_tags: &kernel_tags };
+        self.sink.stats(&stats)?;
+        self.sink.flush()?;
+        Ok(())
+    }
+
+    /// The last lines: what is still open, and the final counts.
+    fn end(&mut self, agent: &Agent) -> Result<()> {
+        self.drain();
+        self.assembler.lost(agent.lost()?);
+        self.assembler.advance(monotonic_ns());
+        self.assembler.finish();
+        self.give_out()?;
+        self.stats(agent)
+    }
+}
+
+/// Waits for something that the kernel half writes to.
+fn watch<T: AsRawFd>(inner: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: aya's readers own their descriptor and give the same one as long as they live; `AsyncFd` owns the reader.
+    unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) }.map_err(io::Error::from)
+}
+
+/// Prints what the kernel half logged, when there is something.
+async fn log_ready(log: &mut Option<AsyncFd<agent::Log>>) {
+    let Some(log) = log else { return std::future::pending().await };
+    if let Ok(mut ready) = log.readable_mut().await {
+        ready.get_inner_mut().flush();
+        ready.clear_ready();
+    }
+}
+
+/// The signals that end `run`.
+struct Signals([Signal; 3]);
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let listen = |kind| signal(kind).context("listen to signals");
+        Ok(Self([listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?, listen(SignalKind::hangup())?]))
+    }
+
+    async fn wait(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}
+
+fn clock_ns(clock: libc::clockid_t) -> i64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a valid place for the answer; the clocks asked for exist on every Linux.
+    unsafe { libc::clock_gettime(clock, &raw mut time) };
+    time.tv_sec * 1_000_000_000 + time.tv_nsec
+}
+
+/// CLOCK_MONOTONIC in ns: the clock of the records.
+fn monotonic_ns() -> u64 {
+    clock_ns(libc::CLOCK_MONOTONIC) as u64
+}
+
+fn wall_ns() -> i64 {
+    clock_ns(libc::CLOCK_REALTIME)
+}
+
+/// Columns of the terminal; 100 where there is none.
+fn width() -> u16 {
+    terminal_size::terminal_size().map_or(100, |(width, _)| width.0)
+}

@@ -69,11 +69,25 @@ pub struct Thread {
 
 /// The answer to "whose call is this?".
 #[derive(Clone, Copy)]
+#[repr(C)]
 pub struct Parent {
-    pub rule: Rule,
     /// Its span id and the context for what it calls; all 0 with [`Rule::None`].
     pub context: Context,
+    /// A [`Rule`].
+    pub rule: u32,
+    /// How many invocations were live.
     pub live: u32,
+}
+
+impl Parent {
+    pub const NOBODY: Self =
+        Self { context: Context { trace_id: [0; 2], span_id: 0, flags: 0, pad: [0; 7] }, rule: 0, live: 0 };
+
+    #[inline(always)]
+    fn is(&mut self, rule: Rule, context: &Context) {
+        self.rule = rule as u32;
+        self.context = *context;
+    }
 }
 
 #[inline(always)]
@@ -155,10 +169,7 @@ pub fn reads(task: Task, span: u64, sandbox_id: u64) {
         known.read = 1;
         return;
     }
-    let new = Thread { span, sandbox: sandbox_id, read: 1, several: 0, background: 0, pad: [0; 5] };
-    if THREADS.insert(task.tid, new, 0).is_err() {
-        count(Counter::ThreadsFull);
-    }
+    note_thread(task, &Thread { span, sandbox: sandbox_id, read: 1, several: 0, background: 0, pad: [0; 5] });
 }
 
 /// Notes that `child` was made by `parent`.
@@ -168,10 +179,10 @@ pub fn forks(parent: Task, child: Task) {
     if known.several == 1 || invocation(known.span).is_none() {
         return;
     }
-    let new = Thread { span: known.span, sandbox: known.sandbox, read: 0, several: 0, background: 0, pad: [0; 5] };
-    if THREADS.insert(child.tid, new, 0).is_err() {
-        count(Counter::ThreadsFull);
-    }
+    note_thread(
+        child,
+        &Thread { span: known.span, sandbox: known.sandbox, read: 0, several: 0, background: 0, pad: [0; 5] },
+    );
 }
 
 #[inline(always)]
@@ -181,15 +192,18 @@ pub fn exits(task: Task) {
 
 /// Decides whose call it is that `task` makes now in `sandbox_id`. `carried` is the context that the call brings along.
 ///
-/// `task` is `None` where the hook cannot be sure who sends.
+/// `task` is `None` where the hook cannot be sure who sends. The answer goes to memory that the caller has, for the
+/// stack's sake.
 #[inline(always)]
-pub fn attribute(sandbox_id: u64, task: Option<Task>, carried: Option<&Context>) -> Parent {
-    let Some(sandbox) = sandbox(sandbox_id) else { return Parent { rule: Rule::None, context: NOBODY, live: 0 } };
+pub fn attribute(parent: &mut Parent, sandbox_id: u64, task: Option<Task>, carried: Option<&Context>) {
+    *parent = Parent::NOBODY;
+    let Some(sandbox) = sandbox(sandbox_id) else { return };
     let live = sandbox.live.load() as u32;
+    parent.live = live;
     if let Some(context) = carried
         && let Some(found) = forwarded(sandbox_id, context)
     {
-        return Parent { rule: Rule::Header, context: found, live };
+        return parent.is(Rule::Header, &found.context);
     }
     let known = match task {
         Some(task) => thread(task.tid),
@@ -201,40 +215,47 @@ pub fn attribute(sandbox_id: u64, task: Option<Task>, carried: Option<&Context>)
         // Since it began: what another left running may still call.
         && only.start_ns > sandbox.overlap_ns.load()
     {
-        let has_own_work =
-            known.as_ref().is_some_and(|known| known.background == 1 && known.span != only.context.span_id);
+        let has_own_work = match &known {
+            Some(known) => known.background == 1 && known.span != only.context.span_id,
+            None => false,
+        };
         if !has_own_work {
-            return Parent { rule: Rule::Exclusive, context: only.context, live };
+            return parent.is(Rule::Exclusive, &only.context);
         }
     }
-    if let Some(mut known) = known {
-        if known.sandbox == sandbox_id
-            && known.several == 0
-            && let Some(own) = invocation(known.span)
-            && own.sandbox == sandbox_id
-        {
-            let rule = if known.read == 1 { Rule::Thread } else { Rule::Lineage };
-            return Parent { rule, context: own.context, live };
-        }
+    let Some(task) = task else { return };
+    let Some(mut known) = known else {
         if live == 0 {
-            known.background = 1;
+            note_thread(
+                task,
+                &Thread { span: 0, sandbox: sandbox_id, read: 0, several: 0, background: 1, pad: [0; 5] },
+            );
         }
-    } else if live == 0
-        && let Some(task) = task
+        return;
+    };
+    if known.sandbox == sandbox_id
+        && known.several == 0
+        && let Some(own) = invocation(known.span)
+        && own.sandbox == sandbox_id
     {
-        let new = Thread { span: 0, sandbox: sandbox_id, read: 0, several: 0, background: 1, pad: [0; 5] };
-        if THREADS.insert(task.tid, new, 0).is_err() {
-            count(Counter::ThreadsFull);
-        }
+        let rule = if known.read == 1 { Rule::Thread } else { Rule::Lineage };
+        return parent.is(rule, &own.context);
     }
-    Parent { rule: Rule::None, context: NOBODY, live }
+    if live == 0 {
+        known.background = 1;
+    }
 }
 
-const NOBODY: Context = Context { trace_id: [0; 2], span_id: 0, flags: 0, pad: [0; 7] };
+#[inline(always)]
+fn note_thread(task: Task, new: &Thread) {
+    if THREADS.insert(task.tid, new, 0).is_err() {
+        count(Counter::ThreadsFull);
+    }
+}
 
 /// The live invocation of this sandbox whose own inbound context is the one that the call carries.
 #[inline(always)]
-fn forwarded(sandbox: u64, carried: &Context) -> Option<Context> {
+fn forwarded(sandbox: u64, carried: &Context) -> Option<Value<Invocation>> {
     let key = ContextKey { sandbox, parent: carried.span_id };
     // SAFETY: a map look-up; the value is copied at once.
     let span = unsafe { CONTEXTS.get_ptr(key)?.read() };
@@ -242,5 +263,5 @@ fn forwarded(sandbox: u64, carried: &Context) -> Option<Context> {
     if found.context.trace_id[0] != carried.trace_id[0] || found.context.trace_id[1] != carried.trace_id[1] {
         return None;
     }
-    Some(found.context)
+    Some(found)
 }

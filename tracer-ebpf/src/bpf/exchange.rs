@@ -4,8 +4,8 @@ use aya_ebpf::helpers::bpf_get_prandom_u32;
 use tracer_ebpf::{
     counter::Counter,
     http1::{mode, tag_state},
-    record::{End, Kind, Reason, Rule, START_FIRST, START_HEAD_CUT, START_INBOUND, START_UNSAMPLED, Start, Tag},
-    traceparent::{Context, SAMPLED},
+    record::{Kind, Reason, Rule, START_FIRST, START_HEAD_CUT, START_INBOUND, START_UNSAMPLED, Tag},
+    traceparent::SAMPLED,
 };
 
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
     kernel::Task,
     maps::{count, count_call},
     pointer::Value,
-    scratch::{Fixed, Scratch},
+    scratch::Scratch,
 };
 
 /// 64 bits that are not 0. They need to be unlike each other, not secret: a span id is believed only where it was made.
@@ -47,7 +47,7 @@ fn take_head(scratch: &mut Scratch, connection: &mut Connection) -> bool {
 
 /// Makes room for one more open exchange; `false` if there is none, and the connection is given up.
 #[inline(always)]
-fn open(scratch: &mut Scratch, connection: &mut Value<Connection>) -> bool {
+pub fn open(scratch: &mut Scratch, connection: &mut Value<Connection>) -> bool {
     if connection.open() > 0 && connection.response.flow.mode == mode::LOST {
         // The response to the last request went by unseen; this request shows that it is over.
         finish(scratch, connection, Reason::Missed, 0);
@@ -67,6 +67,35 @@ fn open(scratch: &mut Scratch, connection: &mut Value<Connection>) -> bool {
     true
 }
 
+/// Fills in what all starts have in common.
+#[inline(always)]
+fn fill(scratch: &mut Scratch, connection: &Connection, flags: u8, live: u32) {
+    let start = scratch.start();
+    start.conn = connection.cookie;
+    start.wire = connection.wire;
+    start.ordinal = connection.requests;
+    start.flags = if start.context.flags & SAMPLED == 0 { flags | START_UNSAMPLED } else { flags };
+    start.rule = Rule::None as u8;
+    start.tag = Tag::NoRequest as u8;
+    start.live = if live > 255 { 255 } else { live as u8 };
+}
+
+/// Makes the context of a call: a span of its own, in its parent's trace if it has one.
+#[inline(always)]
+fn derive(scratch: &mut Scratch) {
+    let parent = scratch.parent;
+    let start = scratch.start();
+    start.context.trace_id = parent.context.trace_id;
+    start.context.flags = parent.context.flags;
+    start.context.pad = [0; 7];
+    start.context.span_id = random_id();
+    start.parent = parent.context.span_id;
+    if parent.context.span_id == 0 {
+        start.context.trace_id = new_trace();
+        start.context.flags = SAMPLED;
+    }
+}
+
 /// A request has reached a server socket: an invocation begins.
 #[inline(always)]
 pub fn invocation_begins(scratch: &mut Scratch, connection: &mut Value<Connection>) {
@@ -77,138 +106,96 @@ pub fn invocation_begins(scratch: &mut Scratch, connection: &mut Value<Connectio
     let flow = &connection.request.flow;
     let span = random_id();
     let mut flags = if cut { START_HEAD_CUT } else { 0 };
-    let (inbound, context) = if flow.tag == tag_state::VALID && !flow.is_doubtful() {
+    let start = scratch.start();
+    start.parent = 0;
+    if flow.tag == tag_state::VALID && !flow.is_doubtful() {
         flags |= START_INBOUND;
-        (
-            flow.context.span_id,
-            Context { trace_id: flow.context.trace_id, span_id: span, flags: flow.context.flags, pad: [0; 7] },
-        )
+        start.parent = flow.context.span_id;
+        start.context = flow.context;
     } else {
-        (0, Context { trace_id: new_trace(), span_id: span, flags: SAMPLED, pad: [0; 7] })
-    };
-    if context.flags & SAMPLED == 0 {
-        flags |= START_UNSAMPLED;
+        start.context.trace_id = new_trace();
+        start.context.flags = SAMPLED;
+        start.context.pad = [0; 7];
     }
-    let method = flow.method;
-    let invocation = Invocation { sandbox: connection.sandbox, context, inbound, start_ns: scratch.now };
-    let (first, live) = attribution::begin(span, &invocation);
+    start.context.span_id = span;
+    let (context, inbound) = (start.context, start.parent);
+    let now = scratch.now;
+    scratch.invocation = Invocation { sandbox: connection.sandbox, context, inbound, start_ns: now };
+    let (first, live) = attribution::begin(span, &scratch.invocation);
     if first {
         flags |= START_FIRST;
     }
-    let ordinal = connection.requests;
+    fill(scratch, connection, flags, live);
+    let (ordinal, method) = (connection.requests, connection.request.flow.method);
     *connection.span(ordinal) = span;
     *connection.method(ordinal) = method;
     connection.requests = ordinal.wrapping_add(1);
-    scratch.fixed = Fixed {
-        start: Start {
-            conn: connection.cookie,
-            context,
-            parent: inbound,
-            wire: connection.wire,
-            ordinal,
-            flags,
-            rule: Rule::None as u8,
-            tag: Tag::NoRequest as u8,
-            live: if live > 255 { 255 } else { live as u8 },
-        },
-    };
     scratch.emit(Kind::InvocationStart, connection.sandbox, 0);
 }
 
-/// A request is about to leave a client socket: decides whose call it is and what its tag says. The tail must hold the
-/// head. What becomes of the tag is for [`call_begins`] to say.
+/// A request is about to leave a client socket: decides whose call it is and what its tag says. What becomes of the tag
+/// is for [`call_begins`] to say.
 #[inline(always)]
-pub fn attribute_call(scratch: &mut Scratch, connection: &mut Value<Connection>, task: Option<Task>) -> Parent {
+pub fn attribute_call(scratch: &mut Scratch, connection: &mut Value<Connection>, task: Option<Task>) {
     let cut = take_head(scratch, connection);
     let flow = &connection.request.flow;
     let carried = flow.tag == tag_state::VALID && !flow.is_doubtful();
-    let parent = attribution::attribute(connection.sandbox, task, if carried { Some(&flow.context) } else { None });
-    let mut context =
-        Context { trace_id: parent.context.trace_id, span_id: random_id(), flags: parent.context.flags, pad: [0; 7] };
-    if carried && parent.rule != Rule::Header {
-        context = flow.context;
-    } else if parent.context.span_id == 0 {
-        context.trace_id = new_trace();
-        context.flags = SAMPLED;
+    let carried_context = if carried { Some(&flow.context) } else { None };
+    attribution::attribute(&mut scratch.parent, connection.sandbox, task, carried_context);
+    derive(scratch);
+    if carried && scratch.parent.rule != Rule::Header as u32 {
+        scratch.start().context = flow.context;
     }
-    let mut flags = if cut { START_HEAD_CUT } else { 0 };
-    if context.flags & SAMPLED == 0 {
-        flags |= START_UNSAMPLED;
-    }
-    scratch.fixed = Fixed {
-        start: Start {
-            conn: connection.cookie,
-            context,
-            parent: parent.context.span_id,
-            wire: connection.wire,
-            ordinal: connection.requests,
-            flags,
-            rule: parent.rule as u8,
-            tag: Tag::NoRequest as u8,
-            live: if parent.live > 255 { 255 } else { parent.live as u8 },
-        },
-    };
-    parent
+    let live = scratch.parent.live;
+    fill(scratch, connection, if cut { START_HEAD_CUT } else { 0 }, live);
 }
 
 /// The call that [`attribute_call`] prepared goes out, with this outcome for its tag.
 #[inline(always)]
-pub fn call_begins(scratch: &mut Scratch, connection: &mut Value<Connection>, parent: &Parent, tag: Tag, pid: u32) {
-    let tail_len = scratch.header.tail_len;
-    // SAFETY: `attribute_call` has written this variant.
-    let mut start = unsafe { scratch.fixed.start };
-    if !open(scratch, connection) {
-        return;
-    }
+pub fn call_begins(scratch: &mut Scratch, connection: &mut Value<Connection>, tag: Tag, pid: u32) {
+    let rule = scratch.parent.rule;
+    let ordinal = connection.requests;
+    let span = scratch.start().context.span_id;
+    let start = scratch.start();
     start.tag = tag as u8;
-    start.ordinal = connection.requests;
+    start.rule = rule as u8;
+    *connection.span(ordinal) = span;
     let method = connection.request.flow.method;
-    *connection.span(start.ordinal) = start.context.span_id;
-    *connection.method(start.ordinal) = method;
-    connection.requests = start.ordinal.wrapping_add(1);
+    *connection.method(ordinal) = method;
+    connection.requests = ordinal.wrapping_add(1);
     connection.pid = pid;
-    count_call(tag, parent.rule);
-    scratch.header.tail_len = tail_len;
-    scratch.fixed = Fixed { start };
+    count_call(tag as u32, rule);
     scratch.emit(Kind::CallStart, connection.sandbox, pid);
 }
 
 /// A connection attempt failed: a call that never was a request.
 #[inline(always)]
 pub fn connect_failed(scratch: &mut Scratch, connection: &mut Value<Connection>, errno: u32) {
-    let rule = Rule::from_u8(connection.connect_rule).unwrap_or(Rule::None);
-    let mut context = Context { trace_id: [0; 2], span_id: random_id(), flags: SAMPLED, pad: [0; 7] };
+    scratch.parent = Parent::NOBODY;
     if let Some(parent) = attribution::invocation(connection.connect_parent) {
-        context.trace_id = parent.context.trace_id;
-        context.flags = parent.context.flags;
-    } else {
-        context.trace_id = new_trace();
+        scratch.parent.context = parent.context;
+        scratch.parent.rule = u32::from(connection.connect_rule);
     }
     let now = scratch.now;
-    *connection.span(0) = context.span_id;
-    scratch.fixed = Fixed { start: opening(connection, context, rule, Tag::NoRequest) };
-    scratch.header.tail_len = 0;
     scratch.now = connection.connect_ns;
-    count_call(Tag::NoRequest, rule);
-    scratch.emit(Kind::CallStart, connection.sandbox, connection.pid);
+    unsent(scratch, connection, Kind::CallStart);
     scratch.now = now;
+    let span = scratch.start().context.span_id;
+    *connection.span(0) = span;
     connection.requests = 1;
     finish(scratch, connection, Reason::ConnectFailed, errno);
 }
 
+/// A call without a request of HTTP/1.
 #[inline(always)]
-fn opening(connection: &Connection, context: Context, rule: Rule, tag: Tag) -> Start {
-    Start {
-        conn: connection.cookie,
-        context,
-        parent: connection.connect_parent,
-        wire: connection.wire,
-        ordinal: 0,
-        flags: if context.flags & SAMPLED == 0 { START_UNSAMPLED } else { 0 },
-        rule: rule as u8,
-        tag: tag as u8,
-        live: 0,
-    }
+fn unsent(scratch: &mut Scratch, connection: &Connection, kind: Kind) {
+    derive(scratch);
+    let (rule, live) = (scratch.parent.rule, scratch.parent.live);
+    fill(scratch, connection, 0, live);
+    scratch.start().rule = rule as u8;
+    scratch.header.tail_len = 0;
+    count_call(Tag::NoRequest as u32, rule);
+    scratch.emit(kind, connection.sandbox, connection.pid);
 }
 
 /// A connection turned out not to speak HTTP/1 before any exchange: from a client's end it is one call, as long as it
@@ -218,21 +205,10 @@ pub fn opaque_begins(scratch: &mut Scratch, connection: &mut Value<Connection>, 
     if connection.role != role::CLIENT || connection.opaque != 0 || connection.requests != 0 {
         return;
     }
-    let parent = attribution::attribute(connection.sandbox, task, None);
-    let mut context =
-        Context { trace_id: parent.context.trace_id, span_id: random_id(), flags: parent.context.flags, pad: [0; 7] };
-    if parent.context.span_id == 0 {
-        context.trace_id = new_trace();
-        context.flags = SAMPLED;
-    }
-    connection.connect_parent = parent.context.span_id;
+    attribution::attribute(&mut scratch.parent, connection.sandbox, task, None);
+    unsent(scratch, connection, Kind::OpaqueStart);
     connection.opaque = 1;
-    connection.opaque_span = context.span_id;
-    scratch.fixed = Fixed { start: opening(connection, context, parent.rule, Tag::NoRequest) };
-    scratch.header.tail_len = 0;
-    count_call(Tag::NoRequest, parent.rule);
-    let pid = connection.pid;
-    scratch.emit(Kind::OpaqueStart, connection.sandbox, pid);
+    connection.opaque_span = scratch.start().context.span_id;
 }
 
 /// The oldest open exchange has ended.
@@ -244,19 +220,16 @@ pub fn response_ends(scratch: &mut Scratch, connection: &mut Value<Connection>, 
     let ordinal = connection.responses;
     let span = *connection.span(ordinal);
     connection.responses = ordinal.wrapping_add(1);
-    scratch.fixed = Fixed {
-        end: End {
-            conn: connection.cookie,
-            span,
-            first_byte_ns: connection.first_byte_ns,
-            ordinal,
-            status: connection.status,
-            reason: reason as u8,
-            pad: 0,
-            errno,
-            pad2: 0,
-        },
-    };
+    let end = scratch.end();
+    end.conn = connection.cookie;
+    end.span = span;
+    end.first_byte_ns = connection.first_byte_ns;
+    end.ordinal = ordinal;
+    end.status = connection.status;
+    end.reason = reason as u8;
+    end.pad = 0;
+    end.errno = errno;
+    end.pad2 = 0;
     connection.first_byte_ns = 0;
     connection.status = 0;
     let pid = connection.pid;
@@ -289,19 +262,16 @@ pub fn opaque_ends(scratch: &mut Scratch, connection: &mut Value<Connection>) {
         return;
     }
     connection.opaque = 0;
-    scratch.fixed = Fixed {
-        end: End {
-            conn: connection.cookie,
-            span: connection.opaque_span,
-            first_byte_ns: 0,
-            ordinal: 0,
-            status: 0,
-            reason: Reason::Closed as u8,
-            pad: 0,
-            errno: 0,
-            pad2: 0,
-        },
-    };
+    let end = scratch.end();
+    end.conn = connection.cookie;
+    end.span = connection.opaque_span;
+    end.first_byte_ns = 0;
+    end.ordinal = 0;
+    end.status = 0;
+    end.reason = Reason::Closed as u8;
+    end.pad = 0;
+    end.errno = 0;
+    end.pad2 = 0;
     let pid = connection.pid;
     scratch.emit(Kind::OpaqueEnd, connection.sandbox, pid);
 }

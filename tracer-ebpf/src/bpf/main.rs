@@ -6,7 +6,7 @@
 #![cfg_attr(target_arch = "bpf", no_main)]
 #![cfg_attr(
     target_arch = "bpf",
-    feature(core_intrinsics),
+    feature(core_intrinsics, asm_experimental_arch),
     expect(internal_features, reason = "atomics, see atomic.rs")
 )]
 

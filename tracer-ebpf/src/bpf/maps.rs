@@ -64,6 +64,10 @@ pub static TAG_TO: LpmTrie<[u8; 16], u8, 1024> = LpmTrie::new();
 #[btf_map]
 pub static PATTERNS: Array<Pattern, 16> = Array::new();
 
+/// When user space last said that it is there: CLOCK_MONOTONIC in ns, 0 for never again.
+#[btf_map]
+pub static HEARTBEAT: Array<u64, 1> = Array::new();
+
 /// See [`Counter`].
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { Counter::ALL.len() }> = PerCpuArray::new();
@@ -99,9 +103,21 @@ pub fn count(counter: Counter) {
 }
 
 #[inline(always)]
-pub fn count_call(tag: Tag, rule: Rule) {
-    bump(TAGS.get_ptr_mut(tag as u32));
-    bump(RULES.get_ptr_mut(rule as u32));
+pub fn count_call(tag: u32, rule: u32) {
+    bump(TAGS.get_ptr_mut(tag));
+    bump(RULES.get_ptr_mut(rule));
+}
+
+/// How long the send hook believes in a silent user half. A stopped one (SIGSTOP, an overloaded host) is not dead yet.
+const PATIENCE_NS: u64 = 5_000_000_000;
+
+/// Whether user space is there to read what is recorded.
+#[inline(always)]
+pub fn is_heard(now: u64) -> bool {
+    match HEARTBEAT.get(0) {
+        Some(beat) => now.wrapping_sub(*beat) < PATIENCE_NS,
+        None => false,
+    }
 }
 
 /// Whether a tag may be sent to this address.

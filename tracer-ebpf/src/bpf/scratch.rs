@@ -14,10 +14,12 @@ use tracer_ebpf::{
     counter::Counter,
     http1::Cursor,
     record::{End, HEAD_MAX, Header, Kind, PATH_MAX, Start},
+    traceparent::LINE_LEN,
 };
 
 use crate::{
     atomic::Atomic,
+    attribution::{Invocation, Parent},
     maps::{RECORDS, count},
     pointer::Value,
 };
@@ -57,12 +59,22 @@ pub struct Scratch {
     pub may_pause: u32,
     /// The [`tracer_ebpf::record::Tag`] of calls that pass without having been tagged.
     pub tag_else: u32,
-    pub pad: u32,
+    pub pad1: u32,
     /// CLOCK_MONOTONIC of this run, ns.
     pub now: u64,
+    /// What the next step is to do ([`tracer_ebpf::http1::Event`]).
+    pub next: u32,
+    pub pad: u32,
+    /// Whose call it is.
+    pub parent: Parent,
+    /// The invocation that begins, on its way into its map.
+    pub invocation: Invocation,
     pub header: Header,
     pub fixed: Fixed,
     pub tail: [u8; HEAD_MAX],
+    /// The header line of the tag, with room to be read in words.
+    pub line: [u8; LINE_LEN],
+    pub pad2: [u8; 2],
     pub window: Buffer,
 }
 
@@ -116,6 +128,20 @@ pub fn give_back(scratch: &Value<Scratch>) {
 }
 
 impl Scratch {
+    /// The record's fixed part, as a start.
+    #[inline(always)]
+    pub fn start(&mut self) -> &mut Start {
+        // SAFETY: any bytes are a `Start`.
+        unsafe { &mut self.fixed.start }
+    }
+
+    /// The record's fixed part, as an end.
+    #[inline(always)]
+    pub fn end(&mut self) -> &mut End {
+        // SAFETY: any bytes are an `End`.
+        unsafe { &mut self.fixed.end }
+    }
+
     /// Copies up to [`HEAD_MAX`] bytes of the window from `at` into the record's tail.
     #[inline(always)]
     pub fn tail_from_window(&mut self, at: u32, len: u32) {

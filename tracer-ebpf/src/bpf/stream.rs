@@ -7,8 +7,8 @@ use aya_ebpf::{
 use core::ffi::c_void;
 use tracer_ebpf::{
     counter::Counter,
-    http1::{After, CARRY, Cursor, Event, Side, method, mode},
-    record::{Reason, Tag},
+    http1::{After, CARRY, Cursor, Event, Side, method, mode, tag_state},
+    record::{Reason, Rule, Tag},
 };
 
 use crate::{
@@ -123,6 +123,7 @@ pub fn resume<S: Source, const REQUEST: bool>(
     connection: &mut Value<Connection>,
 ) {
     scratch.outcome = outcome::UNFINISHED;
+    scratch.next = Event::Step as u32;
     let mut run = Run { source, scratch: scratch.as_ptr(), connection: connection.as_ptr() };
     // SAFETY: the callback has the form that bpf_loop asks for and gets the context that it expects.
     unsafe {
@@ -145,6 +146,9 @@ extern "C" fn step<S: Source, const REQUEST: bool>(_: u64, run: *mut c_void) -> 
         (&run.source, Value::new(run.scratch), Value::new(run.connection))
     };
     let (Some(mut scratch), Some(mut connection)) = (scratch, connection) else { return STOP };
+    if scratch.next != Event::Step as u32 {
+        return comes_of::<S, REQUEST>(source, &mut scratch, &mut connection);
+    }
     let flow = &mut direction::<REQUEST>(&mut connection).flow;
     if flow.mode >= mode::OPAQUE {
         return stop(&mut scratch);
@@ -155,37 +159,46 @@ extern "C" fn step<S: Source, const REQUEST: bool>(_: u64, run: *mut c_void) -> 
         scratch.window_at = here + taken as u32;
         scratch.cursor = Cursor { at: 0, end: 0, head_at: 0 };
         if event == Event::End {
-            message_ends::<REQUEST>(&mut scratch, &mut connection);
+            scratch.next = Event::End as u32;
+            return GO_ON;
         }
         return if scratch.window_at >= scratch.stream_len { stop(&mut scratch) } else { GO_ON };
     }
     if scratch.cursor.at >= scratch.cursor.end {
         return next_window::<S, REQUEST>(source, &mut scratch, &mut connection);
     }
-    let event = {
-        let Scratch { window, cursor, .. } = &mut *scratch;
-        flow.step(side::<REQUEST>(), window, cursor)
-    };
-    match event {
-        Event::Step => GO_ON,
-        Event::Drained => next_window::<S, REQUEST>(source, &mut scratch, &mut connection),
-        Event::Head => {
-            if S::PAUSES && scratch.may_pause == 1 {
-                scratch.may_pause = 0;
-                scratch.outcome = outcome::HEAD;
-                return STOP;
-            }
-            if head_complete::<REQUEST>(&mut scratch, &mut connection) { GO_ON } else { stop(&mut scratch) }
-        }
-        Event::End => {
-            message_ends::<REQUEST>(&mut scratch, &mut connection);
-            GO_ON
-        }
-        Event::Opaque => {
-            becomes_opaque::<REQUEST>(&mut scratch, &mut connection);
-            stop(&mut scratch)
-        }
+    let Scratch { window, cursor, next, .. } = &mut *scratch;
+    *next = flow.step(side::<REQUEST>(), window, cursor) as u32;
+    GO_ON
+}
+
+/// What a step came to is dealt with by the next one: the verifier then follows the ways through the parser and the ways
+/// through what comes of it one after the other, and not every pair of them.
+#[inline(always)]
+fn comes_of<S: Source, const REQUEST: bool>(
+    source: &S,
+    scratch: &mut Value<Scratch>,
+    connection: &mut Value<Connection>,
+) -> i64 {
+    let event = scratch.next;
+    scratch.next = Event::Step as u32;
+    if event == Event::Drained as u32 {
+        return next_window::<S, REQUEST>(source, scratch, connection);
     }
+    if event == Event::Head as u32 {
+        if S::PAUSES && scratch.may_pause == 1 {
+            scratch.may_pause = 0;
+            scratch.outcome = outcome::HEAD;
+            return STOP;
+        }
+        return if head_complete::<REQUEST>(scratch, connection) { GO_ON } else { stop(scratch) };
+    }
+    if event == Event::End as u32 {
+        message_ends::<REQUEST>(scratch, connection);
+        return GO_ON;
+    }
+    becomes_opaque::<REQUEST>(scratch, connection);
+    stop(scratch)
 }
 
 #[inline(always)]
@@ -319,13 +332,15 @@ fn head_complete<const REQUEST: bool>(scratch: &mut Value<Scratch>, connection: 
 #[inline(always)]
 fn observed_call(scratch: &mut Value<Scratch>, connection: &mut Value<Connection>, tag: u32) {
     let task = sender(connection);
-    let parent = exchange::attribute_call(scratch, connection, task);
-    let carried = connection.request.flow.tag == tracer_ebpf::http1::tag_state::VALID
-        && !connection.request.flow.is_doubtful()
-        && parent.rule != tracer_ebpf::record::Rule::Header;
+    if !exchange::open(scratch, connection) {
+        return;
+    }
+    exchange::attribute_call(scratch, connection, task);
+    let flow = &connection.request.flow;
+    let carried = flow.tag == tag_state::VALID && !flow.is_doubtful() && scratch.parent.rule != Rule::Header as u32;
     let tag = if carried { Tag::Kept } else { Tag::from_u8(tag as u8).unwrap_or(Tag::NotEnrolled) };
     let pid = if let Some(task) = task { task.pid } else { 0 };
-    exchange::call_begins(scratch, connection, &parent, tag, pid);
+    exchange::call_begins(scratch, connection, tag, pid);
 }
 
 /// The task that sends on this connection, if the one that runs can be it: a packet may also leave in softirq, on top

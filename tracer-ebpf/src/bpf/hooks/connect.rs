@@ -25,7 +25,7 @@ use tracer_ebpf::{
 };
 
 use crate::{
-    attribution,
+    attribution::{self, Parent},
     connection::{self, Connection, role},
     exchange,
     kernel::{self, TcpSock, Typed},
@@ -90,7 +90,8 @@ fn connecting(context: &SockOpsContext) {
     connection.connect_ns = unsafe { bpf_ktime_get_ns() };
     connection.pid = task.pid;
     let task = if cgroup == connection.sandbox { Some(task) } else { None };
-    let parent = attribution::attribute(connection.sandbox, task, None);
+    let mut parent = Parent::NOBODY;
+    attribution::attribute(&mut parent, connection.sandbox, task, None);
     connection.connect_parent = parent.context.span_id;
     connection.connect_rule = parent.rule as u8;
 }

@@ -20,14 +20,14 @@ use tracer_ebpf::{
     counter::Counter,
     http1::{HEAD_LIMIT, mode, tag_state},
     record::{Rule, Tag},
-    traceparent::{self, Context, LINE_LEN, PARENT_AT},
+    traceparent::{self, LINE_LEN, PARENT_AT},
 };
 
 use crate::{
     connection::{self, Connection},
     exchange,
     kernel::{Sock, Typed},
-    maps::{TAGGING, count},
+    maps::{SOCKETS, TAGGING, count, is_heard},
     pointer::Value,
     scratch::{self, Scratch},
     stream::{self, Message, outcome},
@@ -39,6 +39,11 @@ const LINEAR_MAX: u32 = 64 * 1024;
 
 #[sk_msg]
 pub fn fn_send(context: SkMsgContext) -> u32 {
+    // The map must outlive the agent for as long as its sockets are open: what a peer has sent and nobody has read yet
+    // lies in queues that the kernel empties when a socket leaves the map (net/core/skmsg.c, sk_psock_destroy). The
+    // sockets hold this program, and a program holds the maps that it names.
+    // SAFETY: no instruction at all, only the operand.
+    unsafe { core::arch::asm!("/* {0} */", in(reg) &raw const SOCKETS, options(nomem, nostack)) };
     let message = context.msg;
     // SAFETY: the context's socket is a full one.
     let connection = unsafe {
@@ -77,6 +82,16 @@ fn send(message: *mut sk_msg_md, connection: &mut Value<Connection>) -> u32 {
     if whole <= LINEAR_MAX && linear(message) < whole {
         let _ = pull(message, whole);
     }
+    // SAFETY: the helper has no arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if !is_heard(now) {
+        // What goes by unseen leaves the flow without a place.
+        if connection.request.flow.mode != mode::OPAQUE {
+            connection.request.flow.mode = mode::LOST;
+            connection.request.unproven = 1;
+        }
+        return SK_PASS;
+    }
     let flow = &mut connection.request.flow;
     if flow.mode >= mode::UNTIL_CLOSE && flow.mode != mode::LOST {
         return SK_PASS;
@@ -89,6 +104,7 @@ fn send(message: *mut sk_msg_md, connection: &mut Value<Connection>) -> u32 {
         flow.mode = mode::LOST;
         return SK_PASS;
     };
+    scratch.now = now;
     let verdict = look(message, &mut scratch, connection, whole);
     scratch::give_back(&scratch);
     verdict
@@ -96,8 +112,6 @@ fn send(message: *mut sk_msg_md, connection: &mut Value<Connection>) -> u32 {
 
 #[inline(always)]
 fn look(message: *mut sk_msg_md, scratch: &mut Value<Scratch>, connection: &mut Value<Connection>, whole: u32) -> u32 {
-    // SAFETY: the helper has no arguments.
-    scratch.now = unsafe { bpf_ktime_get_ns() };
     let seen = linear(message);
     let begins = connection.request.flow.at_boundary() && connection.request.unproven == 0;
     scratch.may_pause = 1;
@@ -141,16 +155,18 @@ fn call(
     let sender = stream::sender(connection);
     let head_end = scratch.window_at + scratch.cursor.at;
     let head_len = connection.request.flow.head_len;
-    let parent = exchange::attribute_call(scratch, connection, sender);
+    if !exchange::open(scratch, connection) {
+        return SK_PASS;
+    }
+    exchange::attribute_call(scratch, connection, sender);
+    let forwarded = scratch.parent.rule == Rule::Header as u32;
     let flow = &connection.request.flow;
-    // SAFETY: `attribute_call` has written this variant.
-    let context = unsafe { scratch.fixed.start.context };
     let mut verdict = SK_PASS;
     let tag = if TAGGING.load() == 0 {
         Tag::Off
     } else if flow.is_doubtful() {
         Tag::Malformed
-    } else if flow.tag == tag_state::VALID && parent.rule != Rule::Header {
+    } else if flow.tag == tag_state::VALID && !forwarded {
         Tag::Kept
     } else if connection.may_tag == 0 {
         Tag::Destination
@@ -158,15 +174,15 @@ fn call(
         if connection.request.unproven == 1 { Tag::Unproven } else { Tag::Split }
     } else if head_end > HEAD_LIMIT {
         Tag::LongHead
-    } else if parent.rule == Rule::Header && flow.tag == tag_state::VALID {
+    } else if forwarded {
         let at = head_end - head_len + flow.tag_at + PARENT_AT as u32;
-        rewrite(message, at, &context)
+        rewrite(message, at, scratch.start().context.span_id)
     } else if !has_room(message) {
         Tag::NoRoom
     } else {
         // Before the empty line, which is one byte or two.
         let empty = if scratch.last_but_one() == b'\r' { 2 } else { 1 };
-        let (tag, stuck) = insert(message, head_end - empty, seen, &context);
+        let (tag, stuck) = insert(scratch, message, head_end - empty, seen);
         if stuck {
             verdict = SK_DROP;
         }
@@ -177,7 +193,7 @@ fn call(
         tag
     };
     let pid = if let Some(task) = sender { task.pid } else { 0 };
-    exchange::call_begins(scratch, connection, &parent, tag, pid);
+    exchange::call_begins(scratch, connection, tag, pid);
     verdict
 }
 
@@ -203,15 +219,16 @@ fn has_room(message: *mut sk_msg_md) -> bool {
 /// Writes the header line into the message at `at`. On any failure takes it out again. The second answer is whether
 /// even that failed.
 #[inline(always)]
-fn insert(message: *mut sk_msg_md, at: u32, seen: u32, context: &Context) -> (Tag, bool) {
+fn insert(scratch: &mut Value<Scratch>, message: *mut sk_msg_md, at: u32, seen: u32) -> (Tag, bool) {
     const LEN: u32 = LINE_LEN as u32;
     // SAFETY: the helper checks its arguments; pointers into the message are read anew afterwards.
     if unsafe { bpf_msg_push_data(message, at, LEN, 0) } != 0 {
         return (Tag::Refused, false);
     }
     // The new line lies in a piece of its own now, and a piece becomes a segment (Nagle again).
-    let line = traceparent::line(context);
-    if pull(message, seen + LEN) && write(message, at, &line) {
+    let context = scratch.start().context;
+    traceparent::write_line(&mut scratch.line, &context);
+    if pull(message, seen + LEN) && write(message, at, &scratch.line) {
         return (Tag::Injected, false);
     }
     // SAFETY: as above.
@@ -234,12 +251,16 @@ fn write(message: *mut sk_msg_md, at: u32, line: &[u8; LINE_LEN]) -> bool {
         if to.add(LINE_LEN) > (*message).__bindgen_anon_2.data_end as *mut u8 {
             return false;
         }
-        let mut i = 0;
-        while i < LINE_LEN {
-            to.add(i).write(line[i]);
-            i += 1;
-        }
+        // In words: the line is eight of them, a half and a quarter.
+        let from = line.as_ptr();
         let mut differs = 0;
+        let mut i = 0;
+        while i < 64 {
+            to.add(i).cast::<u64>().write_unaligned(from.add(i).cast::<u64>().read_unaligned());
+            i += 8;
+        }
+        to.add(64).cast::<u32>().write_unaligned(from.add(64).cast::<u32>().read_unaligned());
+        to.add(68).cast::<u16>().write_unaligned(from.add(68).cast::<u16>().read_unaligned());
         let mut i = 0;
         while i < LINE_LEN {
             differs |= to.add(i).read_volatile() ^ line[i];
@@ -251,11 +272,11 @@ fn write(message: *mut sk_msg_md, at: u32, line: &[u8; LINE_LEN]) -> bool {
 
 /// Replaces the sixteen digits of the parent id at `at`.
 #[inline(always)]
-fn rewrite(message: *mut sk_msg_md, at: u32, context: &Context) -> Tag {
+fn rewrite(message: *mut sk_msg_md, at: u32, span: u64) -> Tag {
     if at > HEAD_LIMIT {
         return Tag::LongHead;
     }
-    let [high, low] = traceparent::hex_words(context.span_id);
+    let [high, low] = traceparent::hex_words(span);
     // SAFETY: the bounds are checked against the message's end, which the verifier insists on.
     unsafe {
         let to = ((*message).__bindgen_anon_1.data as *mut u8).add(at as usize);
