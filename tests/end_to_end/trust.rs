@@ -119,8 +119,15 @@ fn a_replayed_traceparent_joins_nothing() {
     truth::assert_same_edges(&truth, &trace);
     let victims = Key { function: python.name().to_owned(), id: victim["id"].as_str().unwrap().to_owned() };
     let path = trace[&victims].trace_id.clone();
-    let lines: Vec<_> = truth::paths(&finished.lines).filter(|line| line["trace_id"] == path.as_str()).collect();
-    assert_eq!(lines.len(), 1, "nothing may be added to the victim's path: {lines:#?}");
+    // A traceparent from outside is continued, as the recommendation asks, in a path of its own that says so.
+    let (own, outside_too): (Vec<_>, Vec<_>) = truth::paths(&finished.lines)
+        .filter(|line| line["trace_id"] == path.as_str())
+        .partition(|line| line["root"].get("outside_parent").is_none());
+    assert_eq!(own.len(), 1, "nothing may be added to the victim's path: {own:#?}");
+    assert_eq!(own[0]["root"]["children"][0]["children"].as_array().map(Vec::len), Some(1), "{own:#?}");
+    for line in outside_too {
+        assert_eq!(line["root"]["kind"], "invocation", "{line}");
+    }
     let of_outside = Key { function: go.name().to_owned(), id: outside["id"].as_str().unwrap().to_owned() };
     assert_eq!(trace[&of_outside].call.as_ref().map(|call| &call["kind"]), None::<&Value>);
 }

@@ -2,8 +2,9 @@
 //!
 //! The bytes come from a sandbox: they may be cut short (a record carries at most
 //! [`HEAD_MAX`](tracer_ebpf::record::HEAD_MAX)), malformed, or made to hurt. Nothing here fails; what cannot be read
-//! is absent. Strings are lossy UTF-8 and bounded; control characters stay in, the sinks escape them.
+//! is absent. Strings are lossy UTF-8 and bounded; what would not show as itself is percent-encoded.
 
+use crate::text::is_harmful;
 use std::{borrow::Cow, mem::MaybeUninit};
 
 use tracer_ebpf::record::HEAD_MAX;
@@ -134,8 +135,21 @@ fn method_name(method: &[u8]) -> Cow<'static, str> {
     })
 }
 
+/// As text, with what would not show as itself percent-encoded: a reader may print a field of the JSON as it is.
 fn lossy(bytes: &[u8], max: usize) -> Box<str> {
-    String::from_utf8_lossy(&bytes[..bytes.len().min(max)]).into()
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(max)]);
+    if !text.contains(is_harmful) {
+        return text.into();
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for char in text.chars() {
+        if is_harmful(char) {
+            char.encode_utf8(&mut [0; 4]).bytes().for_each(|byte| out.push_str(&format!("%{byte:02X}")));
+        } else {
+            out.push(char);
+        }
+    }
+    out.into()
 }
 
 #[cfg(test)]

@@ -17,3 +17,4 @@ pub mod name;
 pub mod path;
 pub mod run;
 pub mod sink;
+mod text;

@@ -136,7 +136,7 @@ impl Refusal {
 
 /// How often to look for paths that have settled.
 const TICK: Duration = Duration::from_millis(50);
-/// How often to tell the kernel half that somebody listens, and to compare the clocks.
+/// How often to compare the clocks.
 const BEAT: Duration = Duration::from_secs(1);
 /// The interval of `stats` lines, unless told otherwise.
 const STATS: Duration = Duration::from_secs(10);
@@ -179,7 +179,6 @@ pub async fn trace(args: &RunArgs, ready: impl FnOnce(), stop: impl Future<Outpu
     // From here on the kernel half sees sandboxes appear; those that are there already come from a walk.
     let existing = selection.existing(&mount);
     let sandboxes: Vec<u64> = existing.iter().map(|(id, _)| *id).collect();
-    agent.heartbeat(monotonic_ns())?;
     let mut flow = Flow::new(args, &mut agent, names)?;
     for (id, path) in existing {
         flow.naming.insert(id, Known { path, sure: false });
@@ -304,8 +303,7 @@ impl Flow {
                 biased;
                 () = &mut stop => return Ok(()),
                 _ = beat.tick() => {
-                    agent.heartbeat(monotonic_ns())?;
-                    self.assembler.clock(wall_ns() - monotonic_ns() as i64);
+                                    self.assembler.clock(wall_ns() - monotonic_ns() as i64);
                 }
                 _ = stats.tick() => self.stats(agent)?,
                 readable = self.ring.readable() => {

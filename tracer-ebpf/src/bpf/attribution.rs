@@ -192,10 +192,10 @@ pub fn exits(task: Task) {
 
 /// Decides whose call it is that `task` makes now in `sandbox_id`. `carried` is the context that the call brings along.
 ///
-/// `task` is `None` where the hook cannot be sure who sends. The answer goes to memory that the caller has, for the
+/// `task` is unknown where the hook cannot be sure who sends. The answer goes to memory that the caller has, for the
 /// stack's sake.
 #[inline(always)]
-pub fn attribute(parent: &mut Parent, sandbox_id: u64, task: Option<Task>, carried: Option<&Context>) {
+pub fn attribute(parent: &mut Parent, sandbox_id: u64, task: Task, carried: Option<&Context>) {
     *parent = Parent::NOBODY;
     let Some(sandbox) = sandbox(sandbox_id) else { return };
     let live = sandbox.live.load() as u32;
@@ -205,10 +205,7 @@ pub fn attribute(parent: &mut Parent, sandbox_id: u64, task: Option<Task>, carri
     {
         return parent.is(Rule::Header, &found.context);
     }
-    let known = match task {
-        Some(task) => thread(task.tid),
-        None => None,
-    };
+    let known = if task.is_known() { thread(task.tid) } else { None };
     if live == 1
         && let Some(only) = invocation(sandbox.spans.load())
         && only.sandbox == sandbox_id
@@ -223,7 +220,9 @@ pub fn attribute(parent: &mut Parent, sandbox_id: u64, task: Option<Task>, carri
             return parent.is(Rule::Exclusive, &only.context);
         }
     }
-    let Some(task) = task else { return };
+    if !task.is_known() {
+        return;
+    }
     let Some(mut known) = known else {
         if live == 0 {
             note_thread(

@@ -136,7 +136,7 @@ pub fn invocation_begins(scratch: &mut Scratch, connection: &mut Value<Connectio
 /// A request is about to leave a client socket: decides whose call it is and what its tag says. What becomes of the tag
 /// is for [`call_begins`] to say.
 #[inline(always)]
-pub fn attribute_call(scratch: &mut Scratch, connection: &mut Value<Connection>, task: Option<Task>) {
+pub fn attribute_call(scratch: &mut Scratch, connection: &mut Value<Connection>, task: Task) {
     let cut = take_head(scratch, connection);
     let flow = &connection.request.flow;
     let carried = flow.tag == tag_state::VALID && !flow.is_doubtful();
@@ -201,7 +201,7 @@ fn unsent(scratch: &mut Scratch, connection: &Connection, kind: Kind) {
 /// A connection turned out not to speak HTTP/1 before any exchange: from a client's end it is one call, as long as it
 /// lasts.
 #[inline(always)]
-pub fn opaque_begins(scratch: &mut Scratch, connection: &mut Value<Connection>, task: Option<Task>) {
+pub fn opaque_begins(scratch: &mut Scratch, connection: &mut Value<Connection>, task: Task) {
     if connection.role != role::CLIENT || connection.opaque != 0 || connection.requests != 0 {
         return;
     }

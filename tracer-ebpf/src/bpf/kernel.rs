@@ -232,6 +232,15 @@ pub struct Task {
 }
 
 impl Task {
+    /// Nobody in particular. Not an `Option`: its empty half would be an undefined register, which the verifier refuses
+    /// to see copied.
+    pub const UNKNOWN: Self = Self { tid: 0, pid: 0 };
+
+    #[inline(always)]
+    pub fn is_known(self) -> bool {
+        self.tid != 0
+    }
+
     #[inline(always)]
     pub fn of(task: Typed) -> Self {
         Self { tid: task.get(&OFF_TASK_PID), pid: task.get(&OFF_TASK_TGID) }

@@ -3,7 +3,7 @@
 use aya_ebpf::{
     Global,
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage, SockHash, lpm_trie::Key},
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, ProgramArray, RingBuf, SkStorage, SockHash, lpm_trie::Key},
     macros::btf_map,
 };
 use tracer_ebpf::{
@@ -64,9 +64,10 @@ pub static TAG_TO: LpmTrie<[u8; 16], u8, 1024> = LpmTrie::new();
 #[btf_map]
 pub static PATTERNS: Array<Pattern, 16> = Array::new();
 
-/// When user space last said that it is there: CLOCK_MONOTONIC in ns, 0 for never again.
+/// The tag program, as long as the agent lives: the kernel empties an array of programs when the last descriptor of it is
+/// closed (kernel/bpf/arraymap.c, prog_array_map_clear), and what holds the array here is only a reference.
 #[btf_map]
-pub static HEARTBEAT: Array<u64, 1> = Array::new();
+pub static TAGGER: ProgramArray<1> = ProgramArray::new();
 
 /// See [`Counter`].
 #[btf_map]
@@ -106,18 +107,6 @@ pub fn count(counter: Counter) {
 pub fn count_call(tag: u32, rule: u32) {
     bump(TAGS.get_ptr_mut(tag));
     bump(RULES.get_ptr_mut(rule));
-}
-
-/// How long the send hook believes in a silent user half. A stopped one (SIGSTOP, an overloaded host) is not dead yet.
-const PATIENCE_NS: u64 = 5_000_000_000;
-
-/// Whether user space is there to read what is recorded.
-#[inline(always)]
-pub fn is_heard(now: u64) -> bool {
-    match HEARTBEAT.get(0) {
-        Some(beat) => now.wrapping_sub(*beat) < PATIENCE_NS,
-        None => false,
-    }
 }
 
 /// Whether a tag may be sent to this address.

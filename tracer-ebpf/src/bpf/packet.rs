@@ -161,7 +161,13 @@ fn follow<const REQUEST: bool>(packet: *mut __sk_buff, connection: &mut Value<Co
     // SAFETY: the helper has no arguments.
     scratch.now = unsafe { bpf_ktime_get_ns() };
     scratch.may_pause = 0;
-    scratch.tag_else = if TAGGING.load() == 0 { Tag::Off as u32 } else { Tag::NotEnrolled as u32 };
+    scratch.tag_else = if TAGGING.load() == 0 {
+        Tag::Off as u32
+    } else if connection.may_tag == 0 {
+        Tag::Destination as u32
+    } else {
+        Tag::NotEnrolled as u32
+    };
     stream::run::<Packet, REQUEST>(Packet(packet), &mut scratch, connection, at, len);
     scratch::give_back(&scratch);
 }

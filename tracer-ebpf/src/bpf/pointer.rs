@@ -1,12 +1,18 @@
 //! The one place where raw pointers to map values become something with fields.
 
-use core::ops::{Deref, DerefMut};
+use core::{
+    ops::{Deref, DerefMut},
+    ptr::NonNull,
+};
 
 /// A value in a BPF map, or in per-CPU memory that the holder has reserved.
 ///
 /// Several CPUs may hold the same one. All fields are plain integers; what more than one hook writes is written with
 /// atomics or guarded, and says so where it is declared.
-pub struct Value<T: 'static>(*mut T);
+///
+/// Never null, so that an absent one is a null pointer and not an undefined register, which the verifier refuses to see
+/// copied.
+pub struct Value<T: 'static>(NonNull<T>);
 
 impl<T> Value<T> {
     /// `None` for null, as map look-ups answer.
@@ -17,12 +23,15 @@ impl<T> Value<T> {
     /// it valid until the run ends, and the verifier knows its bounds.
     #[inline(always)]
     pub unsafe fn new(pointer: *mut T) -> Option<Self> {
-        if pointer.is_null() { None } else { Some(Self(pointer)) }
+        match NonNull::new(pointer) {
+            Some(pointer) => Some(Self(pointer)),
+            None => None,
+        }
     }
 
     #[inline(always)]
     pub fn as_ptr(&self) -> *mut T {
-        self.0
+        self.0.as_ptr()
     }
 }
 
@@ -32,7 +41,7 @@ impl<T> Deref for Value<T> {
     #[inline(always)]
     fn deref(&self) -> &T {
         // SAFETY: `new` asks for a pointer that is valid for this run; the types have no invalid bit patterns.
-        unsafe { &*self.0 }
+        unsafe { self.0.as_ref() }
     }
 }
 
@@ -40,6 +49,6 @@ impl<T> DerefMut for Value<T> {
     #[inline(always)]
     fn deref_mut(&mut self) -> &mut T {
         // SAFETY: as above. References live no longer than one statement or one guarded section.
-        unsafe { &mut *self.0 }
+        unsafe { self.0.as_mut() }
     }
 }

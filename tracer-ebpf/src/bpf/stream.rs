@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::{__sk_buff, sk_msg_md},
-    helpers::generated::{bpf_loop, bpf_probe_read_kernel, bpf_skb_load_bytes},
+    helpers::generated::{bpf_loop, bpf_msg_pull_data, bpf_probe_read_kernel, bpf_skb_load_bytes},
 };
 use core::ffi::c_void;
 use tracer_ebpf::{
@@ -56,11 +56,15 @@ impl Source for Message {
 
     #[inline(always)]
     unsafe fn load(&self, at: u32, to: *mut u8, len: u64) -> bool {
-        // SAFETY: the stream is no longer than the message's linear part, so the source is in it; the helper would
-        // answer with an error if it were not mapped.
+        let at = at & 0xff_ffff;
+        // Where the message is one piece already, this only moves the window of what may be read.
+        // SAFETY: the helper checks its arguments and makes `len` bytes at `at` readable; the other one copies them.
         unsafe {
+            if bpf_msg_pull_data(self.0, at, at + len as u32, 0) != 0 {
+                return false;
+            }
             let data = (*self.0).__bindgen_anon_1.data as *const u8;
-            bpf_probe_read_kernel(to.cast(), len as u32, data.add(at as usize & 0xff_ffff).cast()) == 0
+            bpf_probe_read_kernel(to.cast(), len as u32, data.cast()) == 0
         }
     }
 }
@@ -339,16 +343,15 @@ fn observed_call(scratch: &mut Value<Scratch>, connection: &mut Value<Connection
     let flow = &connection.request.flow;
     let carried = flow.tag == tag_state::VALID && !flow.is_doubtful() && scratch.parent.rule != Rule::Header as u32;
     let tag = if carried { Tag::Kept } else { Tag::from_u8(tag as u8).unwrap_or(Tag::NotEnrolled) };
-    let pid = if let Some(task) = task { task.pid } else { 0 };
-    exchange::call_begins(scratch, connection, tag, pid);
+    exchange::call_begins(scratch, connection, tag, task.pid);
 }
 
 /// The task that sends on this connection, if the one that runs can be it: a packet may also leave in softirq, on top
 /// of a stranger.
 #[inline(always)]
-pub fn sender(connection: &Connection) -> Option<kernel::Task> {
+pub fn sender(connection: &Connection) -> kernel::Task {
     let (task, cgroup) = kernel::current();
-    if cgroup == connection.sandbox { Some(task) } else { None }
+    if cgroup == connection.sandbox { task } else { kernel::Task::UNKNOWN }
 }
 
 /// Goes on behind a complete request head. `false` if there is nothing more to look at.

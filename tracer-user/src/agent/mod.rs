@@ -10,7 +10,7 @@ use std::{fs::File, io::Read as _, net::IpAddr, path::PathBuf};
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, RingBuf, SockHash, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, ProgramArray, RingBuf, SockHash, lpm_trie::Key},
     programs::{BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, Iter, SkMsg, SkSkb, SockOps},
 };
 use tracer_ebpf::{counter::Counter, glob, record::Tag};
@@ -92,7 +92,8 @@ pub struct Agent {
     bpf: Ebpf,
     counters: PerCpuArray<MapData, u64>,
     tags: PerCpuArray<MapData, u64>,
-    heartbeat: Array<MapData, u64>,
+    /// Held for as long as calls are to be tagged: see the kernel half's `TAGGER`.
+    tagger: ProgramArray<MapData>,
 }
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/fntrace-bpf"));
@@ -132,8 +133,8 @@ impl Agent {
         }
         let counters = PerCpuArray::try_from(map(&mut bpf, "COUNTERS")?)?;
         let tags = PerCpuArray::try_from(map(&mut bpf, "TAGS")?)?;
-        let heartbeat = Array::try_from(map(&mut bpf, "HEARTBEAT")?)?;
-        let mut agent = Self { bpf, counters, tags, heartbeat };
+        let tagger = ProgramArray::try_from(map(&mut bpf, "TAGGER")?)?;
+        let mut agent = Self { bpf, counters, tags, tagger };
         for (name, tracepoint) in [
             ("fn_mkdir", "cgroup_mkdir"),
             ("fn_rmdir", "cgroup_rmdir"),
@@ -147,8 +148,10 @@ impl Agent {
         }
         let existing: &mut Iter = agent.program("fn_existing")?;
         existing.load("tcp", &btf).context("load fn_existing")?;
-        let send: &mut SkMsg = agent.program("fn_send")?;
-        send.load().context("load fn_send")?;
+        for name in ["fn_send", "fn_tag"] {
+            let program: &mut SkMsg = agent.program(name)?;
+            program.load().with_context(|| format!("load {name}"))?;
+        }
         let sock_ops: &mut SockOps = agent.program("fn_sock_ops")?;
         sock_ops.load().context("load fn_sock_ops")?;
         for name in ["fn_ingress", "fn_egress"] {
@@ -203,6 +206,9 @@ impl Agent {
             program.load().context("load fn_verdict")?;
             program.attach(&fd).context("attach fn_verdict")?;
         }
+        let tag: &mut SkMsg = self.program("fn_tag")?;
+        let tag = tag.fd().context("hold fn_tag")?.try_clone().context("hold fn_tag")?;
+        self.tagger.set(0, &tag, 0).context("arm fn_tag")?;
         let send: &mut SkMsg = self.program("fn_send")?;
         send.attach(&fd).context("attach fn_send")?;
         Ok(())
@@ -238,16 +244,6 @@ impl Agent {
         aya_log::EbpfLogger::init(&mut self.bpf).ok()
     }
 
-    /// Tells the send hook that somebody reads what it records. It stops touching messages when this stays away, which
-    /// is how it ends after `kill -9`: it outlives the agent on sockets that are still open. 0 ends it at once.
-    ///
-    /// # Errors
-    ///
-    /// If the kernel refuses the update, which it has no reason to.
-    pub fn heartbeat(&mut self, now_ns: u64) -> Result<()> {
-        self.heartbeat.set(0, now_ns, 0).context("beat")
-    }
-
     /// The kernel half's counters since the start, under their names.
     ///
     /// # Errors
@@ -273,13 +269,6 @@ impl Agent {
     /// If a map cannot be read.
     pub fn tags(&self) -> Result<Vec<(&'static str, u64)>> {
         Tag::ALL.iter().map(|tag| Ok((tag.name(), sum(&self.tags, *tag as u32)?))).collect()
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        // The maps and links close by themselves; the send hook lives on with its sockets, idle.
-        let _ = self.heartbeat(0);
     }
 }
 

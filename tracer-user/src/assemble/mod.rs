@@ -495,6 +495,10 @@ impl Assembler {
         self.totals.ends_matched += 1;
         span.ended = true;
         span.end_ns = header.at_ns;
+        if span.pid == 0 {
+            // A request is taken in before anybody has read it; who did is known by the end.
+            span.pid = header.pid;
+        }
         span.first_byte_ns = end.first_byte_ns;
         span.status = end.status;
         span.errno = end.errno;

@@ -2,7 +2,6 @@
 
 pub mod ndjson;
 pub mod stats;
-mod text;
 pub mod tree;
 
 use std::io::{self, Write};

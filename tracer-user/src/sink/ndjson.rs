@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 use serde_json::ser::{Formatter, Serializer};
 
-use super::text::is_harmful;
+use crate::text::is_harmful;
 
 /// Writes objects a line each. Each is handed to the writer in one piece, so a reader never sees half a line of ours
 /// in front of a pause.

@@ -6,8 +6,9 @@ use std::io::{self, Write};
 use anstyle::{AnsiColor, Style};
 use unicode_width::UnicodeWidthStr;
 
-use super::{stats::Stats, text::harmless};
+use super::stats::Stats;
 use crate::path::{Call, Http, Invocation, Line, Node};
+use crate::text::harmless;
 
 /// How the tree looks. The caller decides: it knows the terminal, `NO_COLOR` and the like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -371,7 +372,7 @@ missing: the end of call 5
     #[test]
     fn colour_is_the_callers_choice_and_nothing_harmful_gets_through() {
         let plain = render(Look { width: 300, colour: false });
-        assert!(!plain.chars().any(|char| char != '\n' && super::super::text::is_harmful(char)), "{plain}");
+        assert!(!plain.chars().any(|char| char != '\n' && super::crate::text::is_harmful(char)), "{plain}");
         assert!(plain.contains("/pay\\u{1b}[2J\\u{202e}"), "{plain}");
         let colour = render(Look { width: 300, colour: true });
         assert!(colour.contains("\u{1b}[1m\u{1b}[31mconnection refused\u{1b}[0m"), "{colour:?}");

@@ -28,7 +28,7 @@ use crate::{
     attribution::{self, Parent},
     connection::{self, Connection, role},
     exchange,
-    kernel::{self, TcpSock, Typed},
+    kernel::{self, Task, TcpSock, Typed},
     maps::{SOCKETS, TAGGING, count, may_tag},
     pointer::Value,
     scratch,
@@ -89,7 +89,7 @@ fn connecting(context: &SockOpsContext) {
     // SAFETY: the helper has no arguments.
     connection.connect_ns = unsafe { bpf_ktime_get_ns() };
     connection.pid = task.pid;
-    let task = if cgroup == connection.sandbox { Some(task) } else { None };
+    let task = if cgroup == connection.sandbox { task } else { Task::UNKNOWN };
     let mut parent = Parent::NOBODY;
     attribution::attribute(&mut parent, connection.sandbox, task, None);
     connection.connect_parent = parent.context.span_id;

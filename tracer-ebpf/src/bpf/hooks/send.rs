@@ -27,7 +27,7 @@ use crate::{
     connection::{self, Connection},
     exchange,
     kernel::{Sock, Typed},
-    maps::{SOCKETS, TAGGING, count, is_heard},
+    maps::{SOCKETS, TAGGER, TAGGING, count},
     pointer::Value,
     scratch::{self, Scratch},
     stream::{self, Message, outcome},
@@ -37,13 +37,28 @@ use crate::{
 /// fill segments anyway.
 const LINEAR_MAX: u32 = 64 * 1024;
 
+/// What the sockets hold, for as long as they are open; the agent may be gone before them.
 #[sk_msg]
 pub fn fn_send(context: SkMsgContext) -> u32 {
-    // The map must outlive the agent for as long as its sockets are open: what a peer has sent and nobody has read yet
-    // lies in queues that the kernel empties when a socket leaves the map (net/core/skmsg.c, sk_psock_destroy). The
-    // sockets hold this program, and a program holds the maps that it names.
+    // The map must outlive the agent too: what a peer has sent and nobody has read yet lies in queues that the kernel
+    // empties when a socket leaves the map (net/core/skmsg.c, sk_psock_destroy). The sockets hold this program, and a
+    // program holds the maps that it names.
     // SAFETY: no instruction at all, only the operand.
     unsafe { core::arch::asm!("/* {0} */", in(reg) &raw const SOCKETS, options(nomem, nostack)) };
+    let whole = size(context.msg);
+    // Two pieces become two segments, and the second waits for the first one's acknowledgement (Nagle): where the
+    // message happens to lie across two pages, too.
+    if whole <= LINEAR_MAX && linear(context.msg) < whole {
+        let _ = pull(context.msg, whole);
+    }
+    // SAFETY: the array holds a program of this type, or none; then the call comes back.
+    let _ = unsafe { TAGGER.tail_call(&context, 0) };
+    SK_PASS
+}
+
+/// The work, while there is an agent.
+#[sk_msg]
+pub fn fn_tag(context: SkMsgContext) -> u32 {
     let message = context.msg;
     // SAFETY: the context's socket is a full one.
     let connection = unsafe {
@@ -77,23 +92,8 @@ fn pull(message: *mut sk_msg_md, len: u32) -> bool {
 fn send(message: *mut sk_msg_md, connection: &mut Value<Connection>) -> u32 {
     count(Counter::Sends);
     let whole = size(message);
-    // Two pieces become two segments, and the second waits for the first one's acknowledgement (Nagle): where the
-    // message happens to lie across two pages, too.
-    if whole <= LINEAR_MAX && linear(message) < whole {
-        let _ = pull(message, whole);
-    }
-    // SAFETY: the helper has no arguments.
-    let now = unsafe { bpf_ktime_get_ns() };
-    if !is_heard(now) {
-        // What goes by unseen leaves the flow without a place.
-        if connection.request.flow.mode != mode::OPAQUE {
-            connection.request.flow.mode = mode::LOST;
-            connection.request.unproven = 1;
-        }
-        return SK_PASS;
-    }
     let flow = &mut connection.request.flow;
-    if flow.mode >= mode::UNTIL_CLOSE && flow.mode != mode::LOST {
+    if flow.mode == mode::OPAQUE {
         return SK_PASS;
     }
     if flow.mode == mode::BODY && u64::from(whole) < flow.remaining {
@@ -104,7 +104,6 @@ fn send(message: *mut sk_msg_md, connection: &mut Value<Connection>) -> u32 {
         flow.mode = mode::LOST;
         return SK_PASS;
     };
-    scratch.now = now;
     let verdict = look(message, &mut scratch, connection, whole);
     scratch::give_back(&scratch);
     verdict
@@ -112,35 +111,20 @@ fn send(message: *mut sk_msg_md, connection: &mut Value<Connection>) -> u32 {
 
 #[inline(always)]
 fn look(message: *mut sk_msg_md, scratch: &mut Value<Scratch>, connection: &mut Value<Connection>, whole: u32) -> u32 {
-    let seen = linear(message);
+    // SAFETY: the helper has no arguments.
+    scratch.now = unsafe { bpf_ktime_get_ns() };
     let begins = connection.request.flow.at_boundary() && connection.request.unproven == 0;
     scratch.may_pause = 1;
     scratch.tag_else = Tag::Pipelined as u32;
-    stream::run::<Message, true>(Message(message), scratch, connection, 0, seen);
-    let mut verdict = SK_PASS;
-    if scratch.outcome == outcome::HEAD {
-        verdict = call(message, scratch, connection, begins, seen);
-        if stream::request_body(scratch, connection) {
-            scratch.may_pause = 0;
-            stream::resume::<Message, true>(Message(message), scratch, connection);
-        }
+    stream::run::<Message, true>(Message(message), scratch, connection, 0, whole);
+    if scratch.outcome != outcome::HEAD {
+        return SK_PASS;
     }
-    if seen < whole {
-        unseen(connection, whole - seen);
+    let verdict = call(message, scratch, connection, begins);
+    if stream::request_body(scratch, connection) {
+        stream::resume::<Message, true>(Message(message), scratch, connection);
     }
     verdict
-}
-
-/// The rest of a message that is too long to be linear.
-#[inline(always)]
-fn unseen(connection: &mut Value<Connection>, len: u32) {
-    let flow = &mut connection.request.flow;
-    if flow.mode == mode::BODY && u64::from(len) < flow.remaining {
-        let _ = flow.pass_body(u64::from(len));
-    } else if flow.mode != mode::OPAQUE {
-        count(Counter::Desynced);
-        flow.mode = mode::LOST;
-    }
 }
 
 /// A request head is complete, `cursor.at` behind it: attributes the call, tags it, records it.
@@ -150,7 +134,6 @@ fn call(
     scratch: &mut Value<Scratch>,
     connection: &mut Value<Connection>,
     begins: bool,
-    seen: u32,
 ) -> u32 {
     let sender = stream::sender(connection);
     let head_end = scratch.window_at + scratch.cursor.at;
@@ -182,7 +165,7 @@ fn call(
     } else {
         // Before the empty line, which is one byte or two.
         let empty = if scratch.last_but_one() == b'\r' { 2 } else { 1 };
-        let (tag, stuck) = insert(scratch, message, head_end - empty, seen);
+        let (tag, stuck) = insert(scratch, message, head_end - empty);
         if stuck {
             verdict = SK_DROP;
         }
@@ -192,8 +175,7 @@ fn call(
         }
         tag
     };
-    let pid = if let Some(task) = sender { task.pid } else { 0 };
-    exchange::call_begins(scratch, connection, tag, pid);
+    exchange::call_begins(scratch, connection, tag, sender.pid);
     verdict
 }
 
@@ -219,7 +201,7 @@ fn has_room(message: *mut sk_msg_md) -> bool {
 /// Writes the header line into the message at `at`. On any failure takes it out again. The second answer is whether
 /// even that failed.
 #[inline(always)]
-fn insert(scratch: &mut Value<Scratch>, message: *mut sk_msg_md, at: u32, seen: u32) -> (Tag, bool) {
+fn insert(scratch: &mut Value<Scratch>, message: *mut sk_msg_md, at: u32) -> (Tag, bool) {
     const LEN: u32 = LINE_LEN as u32;
     // SAFETY: the helper checks its arguments; pointers into the message are read anew afterwards.
     if unsafe { bpf_msg_push_data(message, at, LEN, 0) } != 0 {
@@ -228,7 +210,9 @@ fn insert(scratch: &mut Value<Scratch>, message: *mut sk_msg_md, at: u32, seen: 
     // The new line lies in a piece of its own now, and a piece becomes a segment (Nagle again).
     let context = scratch.start().context;
     traceparent::write_line(&mut scratch.line, &context);
-    if pull(message, seen + LEN) && write(message, at, &scratch.line) {
+    let whole = size(message);
+    let all = if whole > LINEAR_MAX { LINEAR_MAX } else { whole };
+    if (pull(message, all) || pull(message, at + LEN)) && write(message, at, &scratch.line) {
         return (Tag::Injected, false);
     }
     // SAFETY: as above.
@@ -277,6 +261,9 @@ fn rewrite(message: *mut sk_msg_md, at: u32, span: u64) -> Tag {
         return Tag::LongHead;
     }
     let [high, low] = traceparent::hex_words(span);
+    if !pull(message, at + 16) {
+        return Tag::Refused;
+    }
     // SAFETY: the bounds are checked against the message's end, which the verifier insists on.
     unsafe {
         let to = ((*message).__bindgen_anon_1.data as *mut u8).add(at as usize);
