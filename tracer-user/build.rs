@@ -45,7 +45,7 @@ fn build(toolchain: &str, target: &str, arch: &str, target_dir: &Path) -> Result
         "-Cdebuginfo=2",
         "-Clink-arg=--btf",
         "-Ctarget-cpu=v3",
-        "-Ctarget-feature=+allows-misaligned-mem-access",
+        "-Clink-arg=--cpu-features=+allows-misaligned-mem-access",
     ];
     let output = Command::new("rustup")
         .args(["run", toolchain, "cargo", "build", "--release", "--quiet", "--package", "tracer-ebpf", "--bins"])

@@ -344,10 +344,10 @@ impl Flow {
                 Body::SandboxGone => {
                     naming.remove(&sandbox);
                 }
-                Body::InvocationStart(..) | Body::CallStart(..) | Body::OpaqueStart(..) => {
-                    if naming.get(&sandbox).is_some_and(|known| !known.sure) && !unnamed.contains(&sandbox) {
-                        unnamed.push(sandbox);
-                    }
+                Body::InvocationStart(..) | Body::CallStart(..) | Body::OpaqueStart(..)
+                    if naming.get(&sandbox).is_some_and(|known| !known.sure) && !unnamed.contains(&sandbox) =>
+                {
+                    unnamed.push(sandbox);
                 }
                 _ => {}
             }

@@ -3,16 +3,13 @@
 //! the machine or its package manager.
 
 use std::{
-    env, fs,
-    os::unix::fs::PermissionsExt as _,
+    fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
-
-/// Debian's hook that tells maintainer scripts whether they may start a service.
-const POLICY: &str = "/usr/sbin/policy-rc.d";
+use crate::command::{self, answers, find, run};
+use anyhow::{Context as _, Result, ensure};
 
 /// Installs and builds everything that the test functions need; what is up to date is left as it is.
 pub fn prepare(root: &Path) -> Result<()> {
@@ -40,18 +37,7 @@ fn machine() -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let list = missing.join(" ");
-    if find("apt-get").is_none() {
-        bail!("the end-to-end tests need what Debian calls {list}; install it with this machine's package manager");
-    }
-    eprintln!("xtask: apt-get install {list}");
-    let _policy = NoServices::new()?;
-    run(Command::new("apt-get").args(["update", "--quiet"]))?;
-    run(Command::new("apt-get")
-        .args(["install", "--quiet", "--yes", "--no-install-recommends"])
-        .args(&missing)
-        .env("DEBIAN_FRONTEND", "noninteractive"))
-    .with_context(|| format!("install {list} (as root: `apt-get install {list}`)"))
+    command::install(&missing).context("install what the end-to-end tests need")
 }
 
 /// A virtual environment with the packages of `requirements.txt`, which pins their hashes too.
@@ -150,54 +136,4 @@ impl Stamp {
     fn set(&self) -> Result<()> {
         fs::write(self.file(), &self.made_from).with_context(|| format!("write {}", self.file().display()))
     }
-}
-
-/// Keeps packages from starting their services while it lives: the tests want nginx's program, not a server on port 80.
-/// A policy that the machine already has stays in force.
-struct NoServices {
-    mine: bool,
-}
-
-impl NoServices {
-    fn new() -> Result<Self> {
-        let path = Path::new(POLICY);
-        if path.exists() {
-            return Ok(Self { mine: false });
-        }
-        let refused = || format!("write {POLICY} (installing packages takes root)");
-        fs::write(path, "#!/bin/sh\nexit 101\n").with_context(refused)?;
-        let policy = Self { mine: true };
-        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).with_context(refused)?;
-        Ok(policy)
-    }
-}
-
-impl Drop for NoServices {
-    fn drop(&mut self) {
-        if self.mine
-            && let Err(error) = fs::remove_file(POLICY)
-        {
-            eprintln!("xtask: remove {POLICY} by hand: {error}");
-        }
-    }
-}
-
-/// Where a program is, looking also where Debian keeps servers.
-fn find(program: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path)
-        .chain([PathBuf::from("/usr/sbin"), PathBuf::from("/usr/local/sbin")])
-        .map(|directory| directory.join(program))
-        .find(|file| file.is_file())
-}
-
-fn answers(command: &mut Command) -> bool {
-    command.output().is_ok_and(|output| output.status.success())
-}
-
-/// Runs a command to its end; its output is the user's to see.
-fn run(command: &mut Command) -> Result<()> {
-    let status = command.status().with_context(|| format!("run {command:?}"))?;
-    ensure!(status.success(), "{command:?} failed: {status}");
-    Ok(())
 }

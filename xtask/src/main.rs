@@ -1,4 +1,4 @@
-//! Set up, build, demo, test.
+//! Set up, build, demo, test: all that a fresh machine with Rust's ordinary toolchain needs.
 
 use std::{
     path::{Path, PathBuf},
@@ -8,7 +8,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 
+mod command;
 mod functions;
+mod setup;
+mod test;
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "Set up, build, demo, test")]
@@ -19,13 +22,27 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    /// Install what the kernel half is built with: a compiler with the source of `core`, and bpf-linker
+    Setup,
+    /// Set up, build, and run `fntrace demo`; what follows `--` goes to it
+    Demo {
+        /// Arguments for `fntrace demo`
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
+    /// Set up, and run every check and test; needs root, for the tests that load programs into the kernel
+    Test {
+        /// Leave out what runs longer than a minute: for a quick look between two edits
+        #[arg(long)]
+        quick: bool,
+    },
     /// Install and build what the functions of the end-to-end tests need
     #[command(hide = true)]
     Functions,
 }
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
+    match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("xtask: {error:#}");
@@ -34,10 +51,24 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &Cli) -> Result<()> {
+fn run(cli: Cli) -> Result<()> {
+    let root = root()?;
     match cli.task {
-        Task::Functions => functions::prepare(&root()?),
+        Task::Setup => setup::prepare(),
+        Task::Demo { arguments } => demo(&root, &arguments),
+        Task::Test { quick } => test::all(&root, quick),
+        Task::Functions => functions::prepare(&root),
     }
+}
+
+fn demo(root: &Path, arguments: &[String]) -> Result<()> {
+    setup::prepare()?;
+    command::run(command::cargo(root).args(["build", "--release", "--package", "tracer-user", "--bin", "fntrace"]))?;
+    let fntrace = root.join("target/release/fntrace");
+    // Takes this process's place, so that Ctrl-C and the exit status are the demo's own.
+    let error =
+        std::os::unix::process::CommandExt::exec(std::process::Command::new(&fntrace).arg("demo").args(arguments));
+    Err(error).with_context(|| format!("run {}", fntrace.display()))
 }
 
 /// The top of the work tree.

@@ -13,7 +13,9 @@ use core::{
 pub struct Atomic(UnsafeCell<u64>);
 
 impl Atomic {
-    pub const ZERO: Self = Self(UnsafeCell::new(0));
+    pub const fn new(value: u64) -> Self {
+        Self(UnsafeCell::new(value))
+    }
 
     #[inline(always)]
     pub fn load(&self) -> u64 {

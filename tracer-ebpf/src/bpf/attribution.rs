@@ -28,8 +28,9 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    pub const NEW: Self =
-        Self { live: Atomic::ZERO, seen: Atomic::ZERO, spans: Atomic::ZERO, overlap_ns: Atomic::ZERO };
+    pub const fn new() -> Self {
+        Self { live: Atomic::new(0), seen: Atomic::new(0), spans: Atomic::new(0), overlap_ns: Atomic::new(0) }
+    }
 }
 
 /// A live invocation.

@@ -23,10 +23,7 @@ impl<T> Value<T> {
     /// it valid until the run ends, and the verifier knows its bounds.
     #[inline(always)]
     pub unsafe fn new(pointer: *mut T) -> Option<Self> {
-        match NonNull::new(pointer) {
-            Some(pointer) => Some(Self(pointer)),
-            None => None,
-        }
+        NonNull::new(pointer).map(Self)
     }
 
     #[inline(always)]

@@ -372,7 +372,7 @@ missing: the end of call 5
     #[test]
     fn colour_is_the_callers_choice_and_nothing_harmful_gets_through() {
         let plain = render(Look { width: 300, colour: false });
-        assert!(!plain.chars().any(|char| char != '\n' && super::crate::text::is_harmful(char)), "{plain}");
+        assert!(!plain.chars().any(|char| char != '\n' && crate::text::is_harmful(char)), "{plain}");
         assert!(plain.contains("/pay\\u{1b}[2J\\u{202e}"), "{plain}");
         let colour = render(Look { width: 300, colour: true });
         assert!(colour.contains("\u{1b}[1m\u{1b}[31mconnection refused\u{1b}[0m"), "{colour:?}");

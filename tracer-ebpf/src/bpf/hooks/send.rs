@@ -44,7 +44,7 @@ pub fn fn_send(context: SkMsgContext) -> u32 {
     // empties when a socket leaves the map (net/core/skmsg.c, sk_psock_destroy). The sockets hold this program, and a
     // program holds the maps that it names.
     // SAFETY: no instruction at all, only the operand.
-    unsafe { core::arch::asm!("/* {0} */", in(reg) &raw const SOCKETS, options(nomem, nostack)) };
+    unsafe { core::arch::asm!("/* {0} */", in(reg) &raw const SOCKETS, options(readonly, nostack)) };
     let whole = size(context.msg);
     // Two pieces become two segments, and the second waits for the first one's acknowledgement (Nagle): where the
     // message happens to lie across two pages, too.
@@ -52,7 +52,7 @@ pub fn fn_send(context: SkMsgContext) -> u32 {
         let _ = pull(context.msg, whole);
     }
     // SAFETY: the array holds a program of this type, or none; then the call comes back.
-    let _ = unsafe { TAGGER.tail_call(&context, 0) };
+    unsafe { TAGGER.tail_call(&context, 0) };
     SK_PASS
 }
 
