@@ -41,7 +41,7 @@ pub fn fn_mkdir(context: BtfTracePointContext) -> i32 {
     scratch.set_path(path);
     if inherited || matches_any(&mut scratch) {
         let id = kernel::cgroup_id(cgroup);
-        if SANDBOXES.insert(id, &Sandbox::new(), 0).is_err() {
+        if SANDBOXES.insert(id, Sandbox::new(), 0).is_err() {
             count(Counter::SandboxesFull);
         } else {
             debug!(&context, "sandbox {} selected", id);
