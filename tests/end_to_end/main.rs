@@ -11,6 +11,7 @@
 mod agent;
 mod bytes;
 mod client;
+mod demo;
 mod functions;
 mod harness;
 mod life;

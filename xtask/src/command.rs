@@ -31,9 +31,9 @@ pub fn install(packages: &[&str]) -> Result<()> {
     }
     eprintln!("xtask: apt-get install {list}");
     let _policy = NoServices::new()?;
-    run(Command::new("apt-get").args(["update", "--quiet"]))?;
+    run(Command::new("apt-get").args(["update", "-qq"]))?;
     run(Command::new("apt-get")
-        .args(["install", "--quiet", "--yes", "--no-install-recommends"])
+        .args(["install", "-qq", "--yes", "--no-install-recommends"])
         .args(packages)
         .env("DEBIAN_FRONTEND", "noninteractive"))
     .with_context(|| format!("install {list} (as root: `apt-get install {list}`)"))
@@ -83,8 +83,14 @@ pub fn answers(command: &mut Command) -> bool {
     command.output().is_ok_and(|output| output.status.success())
 }
 
-/// Runs a command to its end; its output is the user's to see.
+/// Runs a command to its end. What it says goes to standard error: standard output is for data, and a demo's may be
+/// piped into a program.
 pub fn run(command: &mut Command) -> Result<()> {
+    run_loud(command.stdout(std::io::stderr()))
+}
+
+/// The same, with standard output as it is: for tests, whose results are the data.
+pub fn run_loud(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("run {command:?}"))?;
     ensure!(status.success(), "{command:?} failed: {status}");
     Ok(())

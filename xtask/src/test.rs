@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
-    command::{answers, cargo, run},
+    command::{answers, cargo, run, run_loud},
     functions, setup,
 };
 
@@ -45,7 +45,7 @@ pub fn all(root: &Path, quick: bool) -> Result<()> {
                 }
             }
         }
-        run(&mut test)
+        run_loud(&mut test)
     })?;
     steps.report()
 }

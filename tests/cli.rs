@@ -1,0 +1,61 @@
+//! The command line, without attaching anything: help, exit statuses, one clear line for bad input.
+
+use std::process::{Command, Output};
+
+fn fntrace(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_fntrace")).args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn help_shows_each_command_and_the_exit_statuses() {
+    let output = fntrace(&["--help"]);
+    assert!(output.status.success());
+    let help = text(&output.stdout);
+    for word in ["run", "demo", "doctor", "Exit status", "Examples:"] {
+        assert!(help.contains(word), "{word} is missing:\n{help}");
+    }
+    assert!(!help.contains("demo-function"), "{help}");
+}
+
+#[test]
+fn every_flag_of_run_is_explained() {
+    let help = text(&fntrace(&["run", "--help"]).stdout);
+    for flag in
+        ["--cgroup", "--name", "--format", "--tag", "--tag-to", "--settle", "--stats-every", "--query", "--verbose"]
+    {
+        assert!(help.contains(flag), "{flag} is missing:\n{help}");
+    }
+}
+
+#[test]
+fn a_wrong_command_line_is_a_usage_error() {
+    for arguments in [
+        &["run"][..],
+        &["run", "--cgroup", "/x", "--tag-to", "10.0.0.0/40"],
+        &["run", "--cgroup", "/x", "--settle", "soon"],
+        &["run", "--cgroup", "/x", "--stats-every", "1ms"],
+        &["run", "--cgroup", "/x", "--format", "xml"],
+        &["unknown"],
+    ] {
+        let output = fntrace(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", text(&output.stderr));
+        assert!(output.stdout.is_empty());
+        assert!(!output.stderr.is_empty());
+    }
+}
+
+#[test]
+fn doctor_gives_a_document_that_says_what_it_found() {
+    let output = fntrace(&["doctor", "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["fntrace"], 1);
+    assert_eq!(report["type"], "doctor");
+    let checks = report["checks"].as_array().unwrap();
+    assert!(checks.len() > 10, "{report}");
+    let cannot = report["verdict"] == "cannot";
+    assert_eq!(output.status.code(), Some(if cannot { 3 } else { 0 }));
+}
