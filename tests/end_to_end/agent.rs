@@ -72,7 +72,12 @@ impl Agent {
     }
 
     pub fn start_with(slice: &Slice, arguments: &[&str]) -> Self {
-        let mut agent = Self::spawn(slice, arguments);
+        Self::start_on(&slice.argument(), arguments)
+    }
+
+    /// On what `--cgroup` is given: a path, or a pattern.
+    pub fn start_on(cgroup: &str, arguments: &[&str]) -> Self {
+        let mut agent = Self::spawn(cgroup, arguments);
         let stdout = agent.child.stdout.take().unwrap();
         agent.stdout = Some(agent.read_stdout(stdout));
         agent
@@ -80,14 +85,14 @@ impl Agent {
 
     /// The same, but standard output is the caller's to read or to close.
     pub fn start_piped(slice: &Slice, arguments: &[&str]) -> (Self, ChildStdout) {
-        let mut agent = Self::spawn(slice, arguments);
+        let mut agent = Self::spawn(&slice.argument(), arguments);
         let stdout = agent.child.stdout.take().unwrap();
         (agent, stdout)
     }
 
-    fn spawn(slice: &Slice, arguments: &[&str]) -> Self {
+    fn spawn(cgroup: &str, arguments: &[&str]) -> Self {
         let mut command = fntrace();
-        command.args(["run", "--cgroup", &slice.argument(), "--format", "ndjson", "--settle", "200ms"]).args(arguments);
+        command.args(["run", "--cgroup", cgroup, "--format", "ndjson", "--settle", "200ms"]).args(arguments);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let output = Arc::new(Shared::default());
         let stderr = Some(read_stderr(child.stderr.take().unwrap(), Arc::clone(&output)));

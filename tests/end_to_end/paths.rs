@@ -250,6 +250,39 @@ fn a_sandbox_made_later_is_traced_from_its_first_packet() {
 }
 
 #[test]
+fn a_pattern_selects_what_matches_now_and_what_will() {
+    let slice = Slice::new();
+    let early = Function::start(&slice, Kind::Go);
+    // Go's sandboxes are named go-1, go-3 …; Python's are outside of it.
+    let pattern = format!("{}/go-*", slice.argument());
+    let name = format!("{pattern}=renamed");
+    let agent = Agent::start_on(&pattern, &["--name", &name]);
+    let python = Function::start(&slice, Kind::Python);
+    let late = Function::start(&slice, Kind::Go);
+    let answer = early.client().run(&id("pattern"), &plan([seq(&late, leaf()), seq(&python, leaf())]));
+    assert!(answer["children"][0]["traceparent"].is_string(), "{answer}");
+    let path = agent.wait_for("the path", |lines| {
+        truth::paths(lines)
+            .find(|line| {
+                line["root"]["http"]["path"].as_str() == answer["id"].as_str().map(|id| format!("/{id}")).as_deref()
+            })
+            .cloned()
+    });
+    let calls = path["root"]["children"].as_array().unwrap();
+    assert_eq!(path["root"]["function"], "renamed", "{path}");
+    assert_eq!(calls[0]["to"], "renamed", "{path}");
+    assert_eq!(calls[0]["children"][0]["joined_by"], "tag", "{path}");
+    // Python is not selected: a leaf, by its address.
+    assert_eq!(calls[1]["to"], python.address().to_string(), "{path}");
+    assert_eq!(calls[1]["children"].as_array().map(Vec::len), Some(0), "{path}");
+    let finished = agent.stop();
+    assert!(
+        !truth::paths(&finished.lines)
+            .any(|line| line["root"]["sandbox"].as_str().is_some_and(|path| path.contains("python")))
+    );
+}
+
+#[test]
 fn a_call_to_an_untraced_listener_is_a_leaf() {
     let slice = Slice::new();
     let functions = Kind::ALL.map(|kind| Function::start(&slice, kind));
