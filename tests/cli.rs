@@ -1,5 +1,7 @@
 //! The command line, without attaching anything: help, exit statuses, one clear line for bad input.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
+
 use std::process::{Command, Output};
 
 fn fntrace(arguments: &[&str]) -> Output {

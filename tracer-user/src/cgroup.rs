@@ -15,6 +15,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use tracer_ebpf::glob;
 
 /// Where cgroup v2 is mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -206,13 +207,12 @@ impl Pattern {
 
     /// Whether this is the path itself.
     pub fn matches(&self, path: &str) -> bool {
-        segments(&self.0).count() == segments(path).count() && self.selects(path)
+        glob::matches(self.0.as_bytes(), path.as_bytes())
     }
 
     /// Whether this is the path itself or one of its ancestors.
     pub fn selects(&self, path: &str) -> bool {
-        let mut path = segments(path);
-        segments(&self.0).all(|pattern| path.next().is_some_and(|name| segment_matches(pattern, name)))
+        self.0 == "/" || self.matches(path) || path.match_indices('/').any(|(end, _)| self.matches(&path[..end]))
     }
 }
 
@@ -220,36 +220,6 @@ impl fmt::Display for Pattern {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.0)
     }
-}
-
-fn segments(path: &str) -> impl Iterator<Item = &[u8]> {
-    path.split('/').filter(|segment| !segment.is_empty()).map(str::as_bytes)
-}
-
-/// Matches one segment in time proportional to the product of the lengths: on a mismatch only the last `*` grows, for
-/// what an earlier one could reach, the last one can too.
-fn segment_matches(pattern: &[u8], name: &[u8]) -> bool {
-    let (mut p, mut n) = (0, 0);
-    let mut star: Option<(usize, usize)> = None;
-    while n < name.len() {
-        match pattern.get(p) {
-            Some(b'*') => {
-                star = Some((p, n));
-                p += 1;
-            }
-            Some(&byte) if byte == b'?' || byte == name[n] => {
-                p += 1;
-                n += 1;
-            }
-            _ => {
-                let Some((at, taken)) = star else { return false };
-                star = Some((at, taken + 1));
-                p = at + 1;
-                n = taken + 1;
-            }
-        }
-    }
-    pattern[p..].iter().all(|&byte| byte == b'*')
 }
 
 /// The sandboxes that the operator chose.

@@ -16,5 +16,6 @@ pub mod host;
 pub mod name;
 pub mod path;
 pub mod run;
+mod signals;
 pub mod sink;
 mod text;

@@ -15,7 +15,6 @@ use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    signal::unix::{Signal, SignalKind, signal},
     task::spawn_blocking,
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
@@ -28,6 +27,7 @@ use crate::{
     doctor::{self, Verdict},
     host::{self, SelfTest},
     name::Names,
+    signals::Signals,
     sink::{self, Sink, stats::Stats, tree::Look},
 };
 
@@ -418,25 +418,6 @@ async fn log_ready(log: &mut Option<AsyncFd<agent::Log>>) {
     if let Ok(mut ready) = log.readable_mut().await {
         ready.get_inner_mut().flush();
         ready.clear_ready();
-    }
-}
-
-/// The signals that end `run`.
-struct Signals([Signal; 3]);
-
-impl Signals {
-    fn new() -> Result<Self> {
-        let listen = |kind| signal(kind).context("listen to signals");
-        Ok(Self([listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?, listen(SignalKind::hangup())?]))
-    }
-
-    async fn wait(&mut self) {
-        let [interrupt, terminate, hangup] = &mut self.0;
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = hangup.recv() => {}
-        }
     }
 }
 

@@ -23,11 +23,9 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    sync::oneshot,
-    time::sleep,
-};
+use tokio::{sync::oneshot, time::sleep};
+
+use crate::signals::Signals;
 
 pub use function::serve_function;
 pub use http::Answer;
@@ -94,7 +92,7 @@ where
     F: FnOnce(Tracing) -> Fut,
     Fut: Future<Output = Result<T>>,
 {
-    let mut interrupt = Interrupt::new()?;
+    let mut interrupt = Signals::new()?;
     let shop = tokio::select! {
         started = Shop::start_with(cgroup_mount, launcher) => started.context("start the demo's functions")?,
         // The half-started shop goes away with its future.
@@ -146,23 +144,4 @@ fn introduce(shop: &Shop, requests: Option<u64>) {
     eprintln!("                             └─ notify ─ mailer     started when it is called: a cold start");
     let end = if requests.is_some() { "" } else { " Ctrl-C ends the demo." };
     eprintln!("None of them knows of tracing.{end}");
-}
-
-/// The signals that end the demo.
-struct Interrupt([Signal; 3]);
-
-impl Interrupt {
-    fn new() -> Result<Self> {
-        let listen = |kind| signal(kind).context("listen to signals");
-        Ok(Self([listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?, listen(SignalKind::hangup())?]))
-    }
-
-    async fn wait(&mut self) {
-        let [interrupt, terminate, hangup] = &mut self.0;
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = hangup.recv() => {}
-        }
-    }
 }
