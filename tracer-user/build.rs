@@ -48,7 +48,19 @@ fn build(toolchain: &str, target: &str, arch: &str, target_dir: &Path) -> Result
         "-Clink-arg=--cpu-features=+allows-misaligned-mem-access",
     ];
     let output = Command::new("rustup")
-        .args(["run", toolchain, "cargo", "build", "--release", "--quiet", "--package", "tracer-ebpf", "--bins"])
+        .args([
+            "run",
+            toolchain,
+            "cargo",
+            "build",
+            "--release",
+            "--quiet",
+            "--package",
+            "tracer-ebpf",
+            "--bins",
+            "--features",
+            "object",
+        ])
         .args(["-Z", "build-std=core", "--target", target, "--target-dir"])
         .arg(target_dir)
         // The unstable flag, on a stable compiler.

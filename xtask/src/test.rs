@@ -68,7 +68,19 @@ fn host_is_free_of_aya_ebpf(root: &Path) -> Result<()> {
 fn clippy_bpf(root: &Path) -> Command {
     let mut clippy = Command::new("rustup");
     clippy
-        .args(["run", "bpf", "cargo", "clippy", "--quiet", "--package", "tracer-ebpf", "--bins", "--release"])
+        .args([
+            "run",
+            "bpf",
+            "cargo",
+            "clippy",
+            "--quiet",
+            "--package",
+            "tracer-ebpf",
+            "--bins",
+            "--features",
+            "object",
+            "--release",
+        ])
         .args(["-Z", "build-std=core", "--target", "bpfel-unknown-none", "--target-dir", "target/bpf-clippy"])
         .args(["--", "--deny", "warnings"])
         .env("RUSTC_BOOTSTRAP", "1")
