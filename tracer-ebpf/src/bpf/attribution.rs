@@ -224,8 +224,10 @@ pub fn attribute(parent: &mut Parent, sandbox_id: u64, task: Task, carried: Opti
     if !task.is_known() {
         return;
     }
+    // Before its first invocation a sandbox sets itself up; a thread that calls then need not have work of its own.
+    let is_background = live == 0 && sandbox.seen.load() != 0;
     let Some(mut known) = known else {
-        if live == 0 {
+        if is_background {
             note_thread(
                 task,
                 &Thread { span: 0, sandbox: sandbox_id, read: 0, several: 0, background: 1, pad: [0; 5] },
@@ -241,7 +243,7 @@ pub fn attribute(parent: &mut Parent, sandbox_id: u64, task: Task, carried: Opti
         let rule = if known.read == 1 { Rule::Thread } else { Rule::Lineage };
         return parent.is(rule, &own.context);
     }
-    if live == 0 {
+    if is_background {
         known.background = 1;
     }
 }
