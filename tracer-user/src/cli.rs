@@ -14,7 +14,7 @@ use crate::{
 
 /// Traces the calls between functions on a FaaS worker host, in the kernel, with no change to any code.
 #[derive(Debug, Parser)]
-#[command(version, about, long_about = None, after_help = AFTER)]
+#[command(name = "fntrace", version, after_help = AFTER)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

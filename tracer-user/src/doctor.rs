@@ -120,7 +120,7 @@ impl Report {
     /// Why the agent cannot start, and the remedy, in one line.
     pub fn refusal(&self) -> Option<String> {
         let verdict = self.verdict();
-        matches!(verdict, Verdict::Cannot(_)).then(|| verdict.line())
+        if let Verdict::Cannot(why) = verdict { Some(format!("cannot run here: {why}")) } else { None }
     }
 
     /// Writes the table.
@@ -380,10 +380,10 @@ fn map(probe: &Probe) -> Check {
     let job = match probe.name {
         "RINGBUF" => "carries records to user space",
         "SK_STORAGE" => "holds the state of a connection",
-        "TASK_STORAGE" => "holds the state of a thread",
         "SOCKHASH" => "holds the sockets whose calls are tagged",
         "LPM_TRIE" => "holds the networks that tags may reach",
-        "LRU_HASH" => "holds the state of sandboxes",
+        "HASH" => "holds sandboxes, invocations and threads",
+        "PROG_ARRAY" => "stops the tagging when the agent is gone",
         _ => "",
     };
     let Err(words) = &probe.result else { return Check::new(probe.name, Status::Ok, "can be made", job) };

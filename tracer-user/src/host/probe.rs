@@ -131,10 +131,10 @@ pub(super) fn maps() -> Vec<Probe> {
         // A ring's size is a power of two and whole pages, which are 64 KiB at most.
         ("RINGBUF", shape(BPF_MAP_TYPE_RINGBUF, 0, 0, 1 << 16, 0), false),
         ("SK_STORAGE", shape(BPF_MAP_TYPE_SK_STORAGE, 4, 4, 0, LAZY), true),
-        ("TASK_STORAGE", shape(BPF_MAP_TYPE_TASK_STORAGE, 4, 4, 0, LAZY), true),
         ("SOCKHASH", shape(BPF_MAP_TYPE_SOCKHASH, 4, 4, 1, 0), false),
         ("LPM_TRIE", shape(BPF_MAP_TYPE_LPM_TRIE, 8, 4, 1, LAZY), false),
-        ("LRU_HASH", shape(BPF_MAP_TYPE_LRU_HASH, 4, 4, 1, 0), false),
+        ("HASH", shape(BPF_MAP_TYPE_HASH, 4, 4, 1, LAZY), false),
+        ("PROG_ARRAY", shape(BPF_MAP_TYPE_PROG_ARRAY, 4, 4, 1, 0), false),
     ]
     .into_iter()
     .map(|(name, shape, typed)| Probe { name, result: make(shape, typed) })
