@@ -188,7 +188,7 @@ pub async fn trace(args: &RunArgs, ready: impl FnOnce(), stop: impl Future<Outpu
     ready();
     let outcome = flow.follow(&mut agent, stop).await;
     let outcome = match outcome {
-        Ok(()) => flow.end(&agent),
+        Ok(()) => flow.end(&mut agent),
         Err(error) => Err(error),
     };
     match outcome {
@@ -396,7 +396,9 @@ impl Flow {
     }
 
     /// The last lines: what is still open, and the final counts.
-    fn end(&mut self, agent: &Agent) -> Result<()> {
+    fn end(&mut self, agent: &mut Agent) -> Result<()> {
+        // First, so that nothing is recorded that nobody reads.
+        agent.detach()?;
         self.drain();
         self.assembler.lost(agent.lost()?);
         self.assembler.advance(monotonic_ns());

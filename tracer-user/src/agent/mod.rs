@@ -10,7 +10,7 @@ use std::{fs::File, io::Read as _, net::IpAddr, path::PathBuf};
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, ProgramArray, RingBuf, SockHash, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, ProgramArray, RingBuf, SockHash, lpm_trie::Key},
     programs::{BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, Iter, SkMsg, SkSkb, SockOps},
 };
 use tracer_ebpf::{counter::Counter, glob, record::Tag};
@@ -89,7 +89,8 @@ pub struct Plan {
 /// The running kernel half.
 #[expect(missing_debug_implementations, reason = "aya's maps have none")]
 pub struct Agent {
-    bpf: Ebpf,
+    /// `None` once detached.
+    bpf: Option<Ebpf>,
     counters: PerCpuArray<MapData, u64>,
     tags: PerCpuArray<MapData, u64>,
     /// Held for as long as calls are to be tagged: see the kernel half's `TAGGER`.
@@ -134,7 +135,7 @@ impl Agent {
         let counters = PerCpuArray::try_from(map(&mut bpf, "COUNTERS")?)?;
         let tags = PerCpuArray::try_from(map(&mut bpf, "TAGS")?)?;
         let tagger = ProgramArray::try_from(map(&mut bpf, "TAGGER")?)?;
-        let mut agent = Self { bpf, counters, tags, tagger };
+        let mut agent = Self { bpf: Some(bpf), counters, tags, tagger };
         for (name, tracepoint) in [
             ("fn_mkdir", "cgroup_mkdir"),
             ("fn_rmdir", "cgroup_rmdir"),
@@ -189,7 +190,7 @@ impl Agent {
 
     /// Makes a cgroup a sandbox, as the mkdir hook does for those that appear later.
     fn select(&mut self, cgroup: u64) -> Result<()> {
-        let map = self.bpf.map_mut("SANDBOXES").context("the object has no map SANDBOXES")?;
+        let map = self.bpf()?.map_mut("SANDBOXES").context("the object has no map SANDBOXES")?;
         let mut sandboxes: HashMap<_, u64, [u64; 4]> = HashMap::try_from(map)?;
         const NO_EXIST: u64 = 1;
         // The mkdir hook may have been faster; what it noted stays.
@@ -199,7 +200,7 @@ impl Agent {
 
     fn attach_send(&mut self, verdict: bool) -> Result<()> {
         let sockets: SockHash<_, u64> =
-            SockHash::try_from(self.bpf.map("SOCKETS").context("the object has no map SOCKETS")?)?;
+            SockHash::try_from(self.bpf()?.map("SOCKETS").context("the object has no map SOCKETS")?)?;
         let fd = sockets.fd().try_clone().context("hold the sockhash")?;
         if verdict {
             let program: &mut SkSkb = self.program("fn_verdict")?;
@@ -226,8 +227,28 @@ impl Agent {
     where
         &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
     {
-        let program = self.bpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?;
+        let program = self.bpf()?.program_mut(name).with_context(|| format!("the object has no program {name}"))?;
         Ok(program.try_into()?)
+    }
+
+    fn bpf(&mut self) -> Result<&mut Ebpf> {
+        self.bpf.as_mut().context("the programs are detached")
+    }
+
+    /// Stops tagging, and detaches every program. What they have recorded can still be read, and what they counted.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses to disarm the tag, which it has no reason to.
+    pub fn detach(&mut self) -> Result<()> {
+        // The kernel would empty the array by itself when we are gone, but in its own time.
+        let disarmed = match self.tagger.clear_index(&0) {
+            // Nothing was armed: tagging is off.
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            result => result.context("disarm fn_tag"),
+        };
+        self.bpf = None;
+        disarmed
     }
 
     /// The ring buffer that the records come through. Once only.
@@ -236,12 +257,12 @@ impl Agent {
     ///
     /// If it has been taken.
     pub fn records(&mut self) -> Result<RingBuf<MapData>> {
-        Ok(RingBuf::try_from(map(&mut self.bpf, "RECORDS")?)?)
+        Ok(RingBuf::try_from(map(self.bpf()?, "RECORDS")?)?)
     }
 
     /// What the kernel half logs, for `-v`. `None` if the object does not log.
     pub fn log(&mut self) -> Option<Log> {
-        aya_log::EbpfLogger::init(&mut self.bpf).ok()
+        aya_log::EbpfLogger::init(self.bpf.as_mut()?).ok()
     }
 
     /// The kernel half's counters since the start, under their names.
