@@ -1,0 +1,275 @@
+//! What is learned of each kind of invocation: which calls it makes, and what each of them waits for.
+//!
+//! The model of one invocation is generative: it chooses a set of calls, each call starts some delay after the event
+//! that it waits for (its trigger), and the invocation ends some delay after the last of them. Which event triggers
+//! which call is learned too: the one that explains the delays best.
+
+use std::collections::BTreeMap;
+
+use super::{
+    density::{Counts, Density},
+    sets::{Set, Sets},
+};
+
+/// A kind of invocation: service, operation and who called. Interned.
+pub(super) type Parent = u32;
+/// A kind of call: callee and operation. Interned.
+pub(super) type Kind = u32;
+
+/// A call as the model sees it; times in µs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Child {
+    pub kind: Kind,
+    pub start: i64,
+    pub end: i64,
+}
+
+/// What a call, or the end of the invocation, waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Trigger {
+    /// The start of the invocation.
+    Start,
+    /// The last answer to an earlier call.
+    LastEnd,
+    /// The start of the call before.
+    LastStart,
+    /// The answer to the latest call of a kind.
+    EndOf(Kind),
+    /// The start of the latest call of a kind.
+    StartOf(Kind),
+}
+
+/// Most earlier calls that are looked at for a trigger; an invocation may make any number.
+const LOOK_BACK: usize = 24;
+/// Most kinds of calls of one kind of invocation that serve as triggers.
+const MOST_TRIGGERS: usize = 16;
+/// Most kinds of calls that are learned for one kind of invocation.
+const MOST_KINDS: usize = 128;
+
+impl Trigger {
+    /// When it happened, as seen at `at`; whether it is there at all, or the nearest thing to it was taken.
+    fn time(self, start: i64, earlier: impl Iterator<Item = Child>, at: i64) -> (i64, bool) {
+        if self == Self::Start {
+            return (start, true);
+        }
+        let mut last_end = None;
+        for (index, child) in earlier.enumerate() {
+            match self {
+                Self::LastStart => return (child.start, true),
+                Self::EndOf(kind) if kind == child.kind => return (child.end, true),
+                Self::StartOf(kind) if kind == child.kind => return (child.start, true),
+                _ if child.end <= at => last_end = last_end.max(Some(child.end)),
+                _ => {}
+            }
+            if index >= LOOK_BACK {
+                break;
+            }
+        }
+        match (self, last_end) {
+            (Self::LastEnd, Some(end)) => (end, true),
+            (_, Some(end)) => (end, false),
+            (_, None) => (start, false),
+        }
+    }
+}
+
+/// The delays after a trigger, and after what was taken in its place.
+#[derive(Clone, Debug, Default)]
+struct Delays {
+    main: Counts,
+    instead: Counts,
+}
+
+impl Delays {
+    fn weight(&self) -> f64 {
+        self.main.weight() + self.instead.weight()
+    }
+
+    fn fade(&mut self, keep: f64) {
+        self.main.fade(keep);
+        self.instead.fade(keep);
+    }
+}
+
+/// One event's delays after each trigger that it might have.
+#[derive(Clone, Debug, Default)]
+struct Waits(BTreeMap<Trigger, Delays>);
+
+impl Waits {
+    fn add(&mut self, trigger: Trigger, (time, found): (i64, bool), at: i64, weight: f64) {
+        let delays = self.0.entry(trigger).or_default();
+        let counts = if found { &mut delays.main } else { &mut delays.instead };
+        counts.add(at.saturating_sub(time), weight);
+    }
+
+    /// The trigger under which the delays were the least surprise.
+    fn best(&self) -> Option<Factor> {
+        let most = self.0.values().map(Delays::weight).fold(0.0, f64::max);
+        let mut best: Option<(f64, Trigger, &Delays)> = None;
+        // A trigger that has not been there from the beginning has seen too little to be compared.
+        for (trigger, delays) in self.0.iter().filter(|(_, delays)| delays.weight() >= 0.9 * most) {
+            let fit = (delays.main.fit() + delays.instead.fit()) / delays.weight().max(1e-9);
+            if best.is_none_or(|(best, ..)| fit > best) {
+                best = Some((fit, *trigger, delays));
+            }
+        }
+        best.map(|(_, trigger, delays)| Factor {
+            trigger,
+            main: Density::of(&delays.main),
+            instead: Density::of(&delays.instead),
+        })
+    }
+}
+
+/// What is counted of one kind of invocation.
+#[derive(Clone, Debug, Default)]
+struct Record {
+    /// How often each set of calls was made.
+    sets: BTreeMap<Vec<(Kind, u16)>, f64>,
+    starts: BTreeMap<Kind, Waits>,
+    /// From start to end of an invocation without calls.
+    idle: Counts,
+    end: Waits,
+}
+
+/// Delay after a chosen trigger.
+#[derive(Clone, Debug)]
+struct Factor {
+    trigger: Trigger,
+    main: Density,
+    instead: Density,
+}
+
+impl Factor {
+    /// `seen`: answers up to then count.
+    fn ln(&self, start: i64, earlier: impl Iterator<Item = Child>, seen: i64, at: i64) -> f64 {
+        let (time, found) = self.trigger.time(start, earlier, seen);
+        let density = if found { &self.main } else { &self.instead };
+        density.ln(at.saturating_sub(time))
+    }
+}
+
+/// What is known of one kind of invocation, ready to be asked.
+#[derive(Clone, Debug)]
+pub(super) struct Template {
+    sets: Sets,
+    starts: Vec<(Kind, Factor)>,
+    idle: Density,
+    end: Option<Factor>,
+    flat: Density,
+}
+
+impl Template {
+    fn of(record: &Record) -> Self {
+        Self {
+            sets: Sets::of(&record.sets),
+            starts: record.starts.iter().filter_map(|(kind, waits)| Some((*kind, waits.best()?))).collect(),
+            idle: Density::of(&record.idle),
+            end: record.end.best(),
+            flat: Density::flat(),
+        }
+    }
+
+    /// Whether such an invocation was ever seen to make such a call.
+    pub fn knows(&self, kind: Kind) -> bool {
+        self.starts.iter().any(|(known, _)| *known == kind)
+    }
+
+    /// ln probability that an invocation in `set` makes one more call of this kind, and makes it at its start.
+    /// `earlier` has its calls so far, the latest first.
+    pub fn call(&mut self, set: Set, start: i64, earlier: impl Iterator<Item = Child>, next: Child) -> (f64, Set) {
+        let (step, set) = self.sets.step(set, next.kind);
+        let delay = match self.starts.iter().find(|(kind, _)| *kind == next.kind) {
+            Some((_, factor)) => factor.ln(start, earlier, next.start, next.start),
+            None => self.flat.ln(next.start.saturating_sub(start)),
+        };
+        (step + delay, set)
+    }
+
+    /// ln probability that an invocation in `set` makes no more calls and ends at `end`.
+    pub fn end(&self, set: Set, start: i64, earlier: impl Iterator<Item = Child>, end: i64) -> f64 {
+        let delay = match (&self.end, set) {
+            (_, Set::EMPTY) => self.idle.ln(end.saturating_sub(start)),
+            (Some(factor), _) => factor.ln(start, earlier, i64::MAX, end),
+            (None, _) => self.flat.ln(end.saturating_sub(start)),
+        };
+        self.sets.stop(set) + delay
+    }
+}
+
+/// Everything that was learned, by kind of invocation.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Model {
+    records: BTreeMap<Parent, Record>,
+}
+
+impl Model {
+    /// Forgets a share of what was learned, so that a changed function is followed.
+    pub fn fade(&mut self, keep: f64) {
+        for record in self.records.values_mut() {
+            record.sets.values_mut().for_each(|count| *count *= keep);
+            record.sets.retain(|_, count| *count > 1e-3);
+            record.idle.fade(keep);
+            let waits = record.starts.values_mut().chain([&mut record.end]);
+            waits.flat_map(|waits| waits.0.values_mut()).for_each(|delays| delays.fade(keep));
+        }
+    }
+
+    /// Learns one invocation with its calls, sorted by start.
+    pub fn learn(&mut self, parent: Parent, (start, end): (i64, i64), children: &[Child], weight: f64) {
+        if weight <= 0.0 {
+            return;
+        }
+        let record = self.records.entry(parent).or_default();
+        let mut set = BTreeMap::<Kind, u16>::new();
+        for child in children {
+            let count = set.entry(child.kind).or_default();
+            *count = count.saturating_add(1).min(super::sets::MOST_OF_A_KIND);
+        }
+        let kinds: Vec<Kind> = set.keys().copied().take(MOST_TRIGGERS).collect();
+        *record.sets.entry(set.into_iter().collect()).or_default() += weight;
+        if children.is_empty() {
+            record.idle.add(end.saturating_sub(start), weight);
+            return;
+        }
+        for (index, child) in children.iter().enumerate() {
+            if record.starts.len() >= MOST_KINDS && !record.starts.contains_key(&child.kind) {
+                continue;
+            }
+            let waits = record.starts.entry(child.kind).or_default();
+            let before = children.get(..index).unwrap_or_default();
+            let mut add = |trigger: Trigger| {
+                let time = trigger.time(start, before.iter().rev().copied(), child.start);
+                waits.add(trigger, time, child.start, weight);
+            };
+            [Trigger::Start, Trigger::LastEnd, Trigger::LastStart].into_iter().for_each(&mut add);
+            for kind in &kinds {
+                add(Trigger::EndOf(*kind));
+                add(Trigger::StartOf(*kind));
+            }
+        }
+        let mut add = |trigger: Trigger| {
+            let time = trigger.time(start, children.iter().rev().copied(), i64::MAX);
+            record.end.add(trigger, time, end, weight);
+        };
+        [Trigger::Start, Trigger::LastEnd].into_iter().for_each(&mut add);
+        kinds.iter().for_each(|kind| add(Trigger::EndOf(*kind)));
+    }
+
+    /// What was learned, ready to be asked.
+    pub fn templates(&self) -> BTreeMap<Parent, Template> {
+        self.records.iter().map(|(parent, record)| (*parent, Template::of(record))).collect()
+    }
+
+    /// For a look by hand: which trigger each call was found to have.
+    pub fn describe(&self) -> Vec<(Parent, String)> {
+        let line = |(parent, record): (&Parent, &Record)| {
+            let starts: Vec<_> = record.starts.iter().map(|(kind, waits)| (*kind, waits.best().map(|f| f.trigger))).collect();
+            let mut sets: Vec<_> = record.sets.iter().map(|(set, n)| (*n as u64, set.clone())).collect();
+            sets.sort_unstable_by_key(|(n, _)| std::cmp::Reverse(*n));
+            sets.truncate(4);
+            (*parent, format!("{sets:?} {starts:?} end {:?}", record.end.best().map(|f| f.trigger)))
+        };
+        self.records.iter().map(line).collect()
+    }
+}
