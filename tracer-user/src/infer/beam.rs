@@ -8,8 +8,8 @@
 use std::collections::BTreeMap;
 
 use super::{
-    model::{Child, Kind, Parent, Template},
-    sets::Set,
+    model::{Begin, Child, Kind, Parent, Template},
+    sets::{Set, Sets},
 };
 
 /// An invocation of the service; times in µs.
@@ -18,6 +18,24 @@ pub(super) struct Inv {
     pub parent: Parent,
     pub start: i64,
     pub end: i64,
+    /// The visits of one trace to the service, by index, if it pays several.
+    pub group: Option<u32>,
+}
+
+/// The visits of one trace to the service.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Group {
+    /// How many.
+    pub visits: u32,
+    /// When the last of them began, µs.
+    pub last: i64,
+}
+
+/// What the search knows beforehand.
+#[derive(Debug)]
+pub(super) struct Known {
+    pub templates: BTreeMap<Parent, Template>,
+    pub visits: Sets,
 }
 
 /// A call that the service sent; times in µs.
@@ -98,6 +116,17 @@ struct Hypothesis {
     hash: u64,
     past: u32,
     slots: Vec<Slot>,
+    /// The calls of each live group.
+    groups: Vec<Set>,
+}
+
+/// A hypothesis with one more call: to a slot, with the sets after, of the slot and of its group.
+#[derive(Clone, Copy, Debug)]
+struct Split {
+    of: usize,
+    to: Option<(usize, Set, Option<(usize, Set)>)>,
+    sum: f64,
+    ln: f64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -113,6 +142,10 @@ fn mix(a: u64, b: u64) -> u64 {
     x ^ (x >> 29)
 }
 
+fn group_hash(group: u32, set: Set) -> u64 {
+    mix(u64::from(group) | 1 << 40, set.index())
+}
+
 fn ln_add(a: f64, b: f64) -> f64 {
     let (high, low) = if a >= b { (a, b) } else { (b, a) };
     high + (low - high).exp().ln_1p()
@@ -123,9 +156,12 @@ fn ln_add(a: f64, b: f64) -> f64 {
 pub(super) struct Search<'a> {
     invs: &'a [Inv],
     sent: &'a [Sent],
-    templates: &'a mut BTreeMap<Parent, Template>,
+    groups: &'a [Group],
+    known: &'a mut Known,
     limits: Limits,
     live: Vec<u32>,
+    /// Group, and visits that have not ended.
+    live_groups: Vec<(u32, u32)>,
     hypotheses: Vec<Hypothesis>,
     /// Call and the one before.
     calls: Vec<(u32, u32)>,
@@ -137,16 +173,19 @@ pub(super) struct Search<'a> {
 pub(super) fn solve(
     invs: &[Inv],
     sent: &[Sent],
-    templates: &mut BTreeMap<Parent, Template>,
+    groups: &[Group],
+    known: &mut Known,
     limits: Limits,
 ) -> Solved {
     let mut search = Search {
         invs,
         sent,
-        templates,
+        groups,
+        known,
         limits,
         live: Vec::new(),
-        hypotheses: vec![Hypothesis { sum: 0.0, best: 0.0, hash: 0, past: NONE, slots: Vec::new() }],
+        live_groups: Vec::new(),
+        hypotheses: vec![Hypothesis { sum: 0.0, best: 0.0, hash: 0, past: NONE, slots: Vec::new(), groups: Vec::new() }],
         calls: Vec::new(),
         pasts: Vec::new(),
         solved: Solved {
@@ -182,6 +221,14 @@ impl Search<'_> {
 
     fn open(&mut self, inv: u32) {
         self.live.push(inv);
+        let group = self.group_of(inv);
+        if let Some((index, group)) = group.filter(|(index, _)| self.live_groups.iter().all(|(live, _)| live != index)) {
+            self.live_groups.push((index, group.visits));
+            for hypothesis in &mut self.hypotheses {
+                hypothesis.hash = hypothesis.hash.wrapping_add(group_hash(index, Set::EMPTY));
+                hypothesis.groups.push(Set::EMPTY);
+            }
+        }
         for hypothesis in &mut self.hypotheses {
             let hash = mix(u64::from(inv), 1);
             hypothesis.hash = hypothesis.hash.wrapping_add(hash);
@@ -189,47 +236,70 @@ impl Search<'_> {
         }
     }
 
+    fn group_of(&self, inv: u32) -> Option<(u32, Group)> {
+        let index = self.invs.get(inv as usize)?.group?;
+        Some((index, *self.groups.get(index as usize)?))
+    }
+
+    fn begin(&self, inv: &Inv) -> Begin {
+        let group = inv.group.and_then(|group| self.groups.get(group as usize));
+        Begin { start: inv.start, visit: group.map(|group| group.last) }
+    }
+
     fn call(&mut self, call: u32) {
         let Some(sent) = self.sent.get(call as usize).copied() else { return };
         // Per hypothesis and slot: (hypothesis, slot or none, ln gained, set after).
-        let mut splits: Vec<(usize, Option<usize>, f64, f64, Set)> = Vec::new();
-        let known: Vec<(usize, Inv)> = self.candidates(&sent);
+        let mut splits: Vec<Split> = Vec::new();
+        let able: Vec<(usize, Inv, Begin, Option<usize>)> = self.candidates(&sent);
         for (index, hypothesis) in self.hypotheses.iter().enumerate() {
-            splits.push((index, None, hypothesis.sum + NOBODY, NOBODY, Set::EMPTY));
-            for (at, inv) in &known {
-                let (Some(slot), Some(template)) = (hypothesis.slots.get(*at), self.templates.get_mut(&inv.parent))
+            splits.push(Split { of: index, to: None, sum: hypothesis.sum + NOBODY, ln: NOBODY });
+            for (at, inv, begin, group) in &able {
+                let (Some(slot), Some(template)) = (hypothesis.slots.get(*at), self.known.templates.get_mut(&inv.parent))
                 else {
                     continue;
                 };
                 let earlier = Earlier { calls: &self.calls, sent: self.sent, at: slot.calls };
-                let (ln, set) = template.call(slot.set, inv.start, earlier, sent.child());
-                splits.push((index, Some(*at), hypothesis.sum + ln, ln, set));
+                let (mut ln, set) = template.call(slot.set, *begin, earlier, sent.child());
+                let group = group.and_then(|at| Some((at, *hypothesis.groups.get(at)?))).map(|(at, set)| {
+                    let (step, set) = self.known.visits.step(set, sent.kind);
+                    ln += step;
+                    (at, set)
+                });
+                splits.push(Split { of: index, to: Some((*at, set, group)), sum: hypothesis.sum + ln, ln });
             }
         }
-        let best = splits.iter().map(|(.., sum, _, _)| *sum).fold(f64::NEG_INFINITY, f64::max);
-        splits.retain(|(_, _, sum, ..)| *sum >= best - self.limits.drop);
+        let best = splits.iter().map(|split| split.sum).fold(f64::NEG_INFINITY, f64::max);
+        splits.retain(|split| split.sum >= best - self.limits.drop);
         if splits.len() > self.limits.width {
-            splits.sort_by(|a, b| b.2.total_cmp(&a.2).then_with(|| (a.0, a.1).cmp(&(b.0, b.1))));
+            // Stable: what is equal stays in the order of slots.
+            splits.sort_by(|a, b| b.sum.total_cmp(&a.sum));
             splits.truncate(self.limits.width);
-            splits.sort_by_key(|(index, at, ..)| (*index, *at));
+            splits.sort_by_key(|split| split.of);
         }
         let old = std::mem::take(&mut self.hypotheses);
         let mut splits = splits.into_iter().peekable();
         for (index, hypothesis) in old.into_iter().enumerate() {
             let mut hypothesis = Some(hypothesis);
-            while let Some((_, at, sum, ln, set)) = splits.next_if(|(of, ..)| *of == index) {
-                let last = splits.peek().is_none_or(|(of, ..)| *of != index);
+            while let Some(split) = splits.next_if(|split| split.of == index) {
+                let last = splits.peek().is_none_or(|split| split.of != index);
                 let from = if last { hypothesis.take() } else { hypothesis.clone() };
                 let Some(mut next) = from else { continue };
-                next.sum = sum;
-                next.best += ln;
-                if let Some(slot) = at.and_then(|at| next.slots.get_mut(at)) {
+                next.sum = split.sum;
+                next.best += split.ln;
+                if let Some((at, set, group)) = split.to && let Some(slot) = next.slots.get_mut(at) {
                     self.calls.push((call, slot.calls));
                     slot.calls = (self.calls.len() - 1) as u32;
                     slot.set = set;
                     next.hash = next.hash.wrapping_sub(slot.hash);
                     slot.hash = mix(slot.hash, u64::from(call));
                     next.hash = next.hash.wrapping_add(slot.hash);
+                    if let Some((at, set)) = group
+                        && let (Some(of), Some((index, _))) = (next.groups.get_mut(at), self.live_groups.get(at))
+                    {
+                        next.hash = next.hash.wrapping_sub(group_hash(*index, *of));
+                        *of = set;
+                        next.hash = next.hash.wrapping_add(group_hash(*index, set));
+                    }
                 }
                 self.hypotheses.push(next);
             }
@@ -237,16 +307,17 @@ impl Search<'_> {
     }
 
     /// The live invocations that may have made a call: those whose kind is known to, or if none is, all.
-    fn candidates(&self, sent: &Sent) -> Vec<(usize, Inv)> {
+    fn candidates(&self, sent: &Sent) -> Vec<(usize, Inv, Begin, Option<usize>)> {
         let live = || {
             let pick = |(at, inv): (usize, &u32)| {
                 let found = self.invs.get(*inv as usize).filter(|_| sent.callee != Some(*inv))?;
-                Some((at, *found))
+                let group = found.group.and_then(|group| self.live_groups.iter().position(|(live, _)| *live == group));
+                Some((at, *found, self.begin(found), group))
             };
             self.live.iter().enumerate().filter_map(pick)
         };
-        let knows = |inv: &Inv| self.templates.get(&inv.parent).is_some_and(|template| template.knows(sent.kind));
-        let known: Vec<_> = live().filter(|(_, inv)| knows(inv)).collect();
+        let knows = |inv: &Inv| self.known.templates.get(&inv.parent).is_some_and(|template| template.knows(sent.kind));
+        let known: Vec<_> = live().filter(|(_, inv, ..)| knows(inv)).collect();
         if known.is_empty() { live().collect() } else { known }
     }
 
@@ -254,25 +325,47 @@ impl Search<'_> {
         let Some(at) = self.live.iter().position(|live| *live == inv) else { return };
         let Some(found) = self.invs.get(inv as usize).copied() else { return };
         self.live.swap_remove(at);
-        let template = self.templates.get(&found.parent);
+        let template = self.known.templates.get(&found.parent);
+        let begin = self.begin(&found);
         for hypothesis in &mut self.hypotheses {
             if at >= hypothesis.slots.len() {
                 continue;
             }
             let slot = hypothesis.slots.swap_remove(at);
             let earlier = Earlier { calls: &self.calls, sent: self.sent, at: slot.calls };
-            let ln = template.map_or(0.0, |template| template.end(slot.set, found.start, earlier, found.end));
+            let ln = template.map_or(0.0, |template| template.end(slot.set, begin, earlier, found.end));
             hypothesis.sum += ln;
             hypothesis.best += ln;
             hypothesis.hash = hypothesis.hash.wrapping_sub(slot.hash);
             self.pasts.push(Past::Closed { before: hypothesis.past, inv, calls: slot.calls });
             hypothesis.past = (self.pasts.len() - 1) as u32;
         }
+        self.leave(inv);
         if self.hypotheses.len() > 1 {
             self.merge();
         }
-        if self.live.is_empty() || self.pasts.len() > self.limits.lattice {
+        if self.live.is_empty() && self.live_groups.is_empty() || self.pasts.len() > self.limits.lattice {
             self.settle();
+        }
+    }
+
+    /// Judges the calls of a trace's visits together when the last of them has ended.
+    fn leave(&mut self, inv: u32) {
+        let Some((index, _)) = self.group_of(inv) else { return };
+        let Some(at) = self.live_groups.iter().position(|(live, _)| *live == index) else { return };
+        if let Some((_, visits)) = self.live_groups.get_mut(at) {
+            *visits = visits.saturating_sub(1);
+            if *visits > 0 {
+                return;
+            }
+        }
+        self.live_groups.swap_remove(at);
+        for hypothesis in self.hypotheses.iter_mut().filter(|hypothesis| at < hypothesis.groups.len()) {
+            let set = hypothesis.groups.swap_remove(at);
+            let ln = self.known.visits.stop(set);
+            hypothesis.sum += ln;
+            hypothesis.best += ln;
+            hypothesis.hash = hypothesis.hash.wrapping_sub(group_hash(index, set));
         }
     }
 

@@ -99,6 +99,8 @@ pub struct Seen {
     pub calls: Vec<Call>,
     /// By call: the index of the invocation that it caused.
     pub callee: Vec<Option<usize>>,
+    /// DEBUG
+    pub names: Vec<String>,
     /// Spans in the file.
     pub spans: usize,
 }
@@ -193,6 +195,7 @@ pub fn hide(traces: &[Trace], seed: u64) -> (Seen, Truth) {
             truth.trace_of_call.push(number);
         }
     }
+    let mut n: Vec<_> = names.0.into_iter().collect(); n.sort_by_key(|x| x.1); seen.names = n.into_iter().map(|x| x.0).collect();
     shuffle(seen, truth, seed)
 }
 
@@ -234,7 +237,7 @@ fn shuffle(seen: Seen, truth: Truth, seed: u64) -> (Seen, Truth) {
         callee: pick(&seen.callee),
         invocations: invocations.iter().filter_map(|at| seen.invocations.get(*at).copied()).collect(),
         calls: calls.iter().filter_map(|at| seen.calls.get(*at).copied()).collect(),
-        spans: seen.spans,
+        spans: seen.spans, names: seen.names.clone(),
     };
     (seen, truth)
 }

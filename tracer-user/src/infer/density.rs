@@ -5,6 +5,8 @@ const HALF: usize = 190;
 const BINS: usize = 2 * HALF + 1;
 /// Width of a bin on the axis of [`axis`].
 const STEP: f64 = 0.1;
+/// How much rarer than an unusually long delay one is that is shorter than all before.
+const BELOW: f64 = 0.01;
 
 /// A delay in µs on the axis: linear within a µs of zero, logarithmic beyond, odd.
 fn axis(delay_us: i64) -> f64 {
@@ -91,9 +93,14 @@ impl Density {
         let smooth = smooth(&counts.bins, reach);
         // What was never seen is as probable as the next new thing.
         let rare = (2.0 / (weight + 4.0)).min(0.5);
-        let floor = rare / (BINS as f64 * STEP);
-        let ln = |count: f32| ((1.0 - rare) * f64::from(count) / (weight * STEP) + floor).ln() as f32;
-        Self { ln: smooth.into_iter().map(ln).collect() }
+        // Things may take longer than ever before, but hardly less than they must.
+        let least = counts.bins.iter().position(|count| *count > 0.0).unwrap_or(0).saturating_sub(1);
+        let floor = rare / ((BINS - least) as f64 * STEP);
+        let ln = |(at, count): (usize, f32)| {
+            let floor = if at < least { BELOW * floor } else { floor };
+            ((1.0 - rare) * f64::from(count) / (weight * STEP) + floor).ln() as f32
+        };
+        Self { ln: smooth.into_iter().enumerate().map(ln).collect() }
     }
 
     /// ln of the density per µs at a delay.

@@ -21,8 +21,8 @@ pub mod traces;
 
 use std::collections::BTreeMap;
 
-use beam::{Inv, Limits, Sent, Solved};
-use model::{Child, Kind, Model, Parent};
+use beam::{Group, Inv, Known, Limits, Sent, Solved};
+use model::{Begin, Child, Kind, Model, Parent};
 
 /// A name, interned by the caller: a service, an operation.
 pub type Sym = u32;
@@ -154,7 +154,7 @@ impl Inference {
         let key = (invocation.service, invocation.op, invocation.caller);
         let new = self.parents.len() as Parent;
         let parent = *self.parents.entry(key).or_insert(new);
-        let inv = Inv { parent, start: invocation.start_us, end: invocation.end_us.max(invocation.start_us) };
+        let inv = Inv { parent, start: invocation.start_us, end: invocation.end_us.max(invocation.start_us), group: None };
         self.services.entry(invocation.service).or_default().invocations.push((id, inv));
         id
     }
@@ -179,8 +179,11 @@ impl Inference {
     /// overlaps it has ended and was observed.
     pub fn resolve(&mut self, until_us: i64) -> Resolution {
         let mut out = Resolution::default();
-        for service in self.services.values_mut() {
-            service.resolve(&self.config, until_us, &mut out);
+        let windows = self.solve();
+        for (name, (window, solved)) in windows {
+            if let Some(service) = self.services.get_mut(&name) {
+                service.decide(&window, &solved, until_us, &mut out);
+            }
         }
         out.edges.sort_unstable_by_key(|edge| edge.call);
         out.choices.sort_unstable_by_key(|choices| choices.invocation);
@@ -189,34 +192,24 @@ impl Inference {
 }
 
 impl Service {
-    fn resolve(&mut self, config: &Config, until: i64, out: &mut Resolution) {
-        // The key is what was seen and nothing else; what is equal in all of it is the same to us.
-        self.invocations.sort_by_key(|(id, inv)| (inv.start, inv.end, inv.parent, *id));
-        self.calls.sort_by_key(|(id, sent, _)| (sent.start, sent.end, sent.kind, *id));
-        let own: BTreeMap<InvocationId, u32> =
-            self.invocations.iter().enumerate().map(|(at, (id, _))| (*id, at as u32)).collect();
-        let invs: Vec<Inv> = self.invocations.iter().map(|(_, inv)| *inv).collect();
-        let callee = |link: &Option<InvocationId>| link.and_then(|id| own.get(&id).copied());
-        let sent: Vec<Sent> =
-            self.calls.iter().map(|(_, sent, link)| Sent { callee: callee(link), ..*sent }).collect();
-        let solved = self.solve(config, &invs, &sent);
-
-        let decided = |inv: &u32| invs.get(*inv as usize).is_some_and(|inv| inv.end <= until);
-        let waits = invs.iter().filter(|inv| inv.end > until).map(|inv| inv.start).min().unwrap_or(i64::MAX);
+    /// Tells what ended by `until`, and keeps the rest.
+    fn decide(&mut self, window: &Window, solved: &Solved, until: i64, out: &mut Resolution) {
+        let decided = |inv: &u32| window.invs.get(*inv as usize).is_some_and(|inv| inv.end <= until);
+        let waits = window.invs.iter().filter(|inv| inv.end > until).map(|inv| inv.start).min().unwrap_or(i64::MAX);
         let mut kept = Vec::new();
-        for (at, (id, ..)) in self.calls.iter().enumerate() {
+        for (at, call) in self.calls.iter().enumerate() {
+            let (id, sent, _) = call;
             let parent = solved.parent.get(at).copied().flatten();
-            let (start, end) = sent.get(at).map_or((0, 0), |sent| (sent.start, sent.end));
-            if parent.map_or(end <= until && start < waits, |inv| decided(&inv)) {
-                let invocation = parent.and_then(|inv| self.invocations.get(inv as usize)).map(|(id, _)| *id);
+            if parent.map_or(sent.end <= until && sent.start < waits, |inv| decided(&inv)) {
+                let invocation = parent.and_then(|inv| window.ids.get(inv as usize)).copied();
                 let p = solved.p.get(at).copied().unwrap_or(0.0).clamp(0.0, 1.0);
                 out.edges.push(Edge { call: *id, invocation, p });
             } else {
-                kept.extend(self.calls.get(at).copied());
+                kept.push(*call);
             }
         }
         for (at, choices) in solved.choices.iter().enumerate().filter(|(at, _)| decided(&(*at as u32))) {
-            let Some((id, _)) = self.invocations.get(at) else { continue };
+            let Some(id) = window.ids.get(at) else { continue };
             let ids = |choice: &beam::Choice| {
                 let id = |call: &u32| self.calls.get(*call as usize).map(|(id, ..)| *id);
                 let mut calls: Vec<CallId> = choice.calls.iter().filter_map(id).collect();
@@ -228,43 +221,173 @@ impl Service {
         self.calls = kept;
         self.invocations.retain(|(_, inv)| inv.end > until);
     }
+}
 
-    /// Solves the window and learns from it, until both agree or the rounds are over.
-    fn solve(&mut self, config: &Config, invs: &[Inv], sent: &[Sent]) -> Solved {
-        if invs.is_empty() {
-            return Solved { parent: vec![None; sent.len()], p: vec![1.0; sent.len()], choices: Vec::new() };
+impl Inference {
+    /// Solves the window and learns from it, several times while the model is young.
+    fn solve(&mut self) -> BTreeMap<Sym, (Window, Solved)> {
+        let mut windows: BTreeMap<Sym, (Window, Solved)> = BTreeMap::new();
+        let mut rounds = 1;
+        for (name, service) in &mut self.services {
+            if service.windows < YOUNG {
+                rounds = self.config.rounds.max(1);
+            }
+            windows.insert(*name, (Window::of(service), Solved::default()));
         }
-        let mut known = std::mem::take(&mut self.model);
-        known.fade(config.keep);
-        let mut model = known.clone();
-        let young = self.windows < 3;
-        if young {
-            learn(&mut model, invs, sent, &start::guess(invs, sent), &start::trust(invs));
+        for round in 0..rounds {
+            if round > 0 || self.services.values().all(|service| service.windows > 0) {
+                group(&mut windows);
+            }
+            for (name, service) in &mut self.services {
+                let Some((window, solved)) = windows.get_mut(name) else { continue };
+                window.solve(service, &self.config, solved);
+            }
         }
+        for (name, service) in &mut self.services {
+            service.windows = service.windows.saturating_add(1);
+            if let Some((window, solved)) = windows.get(name) {
+                service.model.fade(self.config.keep);
+                let trust: Vec<f64> = solved.choices.iter().map(sure).collect();
+                window.learn(&mut service.model, &solved.parent, &trust);
+            }
+        }
+        windows
+    }
+}
+
+/// Windows after which a model is no longer young.
+const YOUNG: u32 = 3;
+
+fn sure(choices: &Vec<beam::Choice>) -> f64 {
+    choices.first().map_or(0.0, |choice| choice.p)
+}
+
+/// What was observed of a service and is not decided.
+#[derive(Debug, Default)]
+struct Window {
+    ids: Vec<InvocationId>,
+    invs: Vec<Inv>,
+    sent: Vec<Sent>,
+    caused: Vec<Option<InvocationId>>,
+    groups: Vec<Group>,
+    /// Whether each invocation was called by its own service.
+    inside: Vec<bool>,
+    /// Learned in the round before.
+    model: Option<Model>,
+}
+
+impl Window {
+    fn of(service: &mut Service) -> Self {
+        // The key is what was seen and nothing else; what is equal in all of it is the same to us.
+        service.invocations.sort_by_key(|(id, inv)| (inv.start, inv.end, inv.parent, *id));
+        service.calls.sort_by_key(|(id, sent, _)| (sent.start, sent.end, sent.kind, *id));
+        let own: BTreeMap<InvocationId, u32> =
+            service.invocations.iter().enumerate().map(|(at, (id, _))| (*id, at as u32)).collect();
+        let callee = |link: &Option<InvocationId>| link.and_then(|id| own.get(&id).copied());
+        let sent: Vec<Sent> =
+            service.calls.iter().map(|(_, sent, link)| Sent { callee: callee(link), ..*sent }).collect();
+        let mut inside = vec![false; service.invocations.len()];
+        for at in sent.iter().filter_map(|sent| sent.callee) {
+            inside.iter_mut().skip(at as usize).take(1).for_each(|inside| *inside = true);
+        }
+        Self {
+            ids: service.invocations.iter().map(|(id, _)| *id).collect(),
+            invs: service.invocations.iter().map(|(_, inv)| *inv).collect(),
+            sent,
+            caused: service.calls.iter().map(|(.., link)| *link).collect(),
+            groups: Vec::new(),
+            inside,
+            model: None,
+        }
+    }
+
+    /// One round: solve with what is known, learn from what was found.
+    fn solve(&mut self, service: &Service, config: &Config, solved: &mut Solved) {
+        let known = || {
+            let mut model = service.model.clone();
+            model.fade(config.keep);
+            model
+        };
+        let model = self.model.take().unwrap_or_else(|| {
+            let mut model = known();
+            if service.windows < YOUNG {
+                self.learn(&mut model, &start::guess(&self.invs, &self.sent), &start::trust(&self.invs));
+            }
+            model
+        });
         let limits = Limits { width: config.width, drop: 12.0, lattice: 200_000 };
-        let mut solved = Solved::default();
-        for _ in 0..if young { config.rounds.max(1) } else { 1 } {
-            solved = beam::solve(invs, sent, &mut model.templates(), limits);
-            let sure = |choices: &Vec<beam::Choice>| choices.first().map_or(0.0, |choice| choice.p);
-            let trust: Vec<f64> = solved.choices.iter().map(sure).collect();
-            model = known.clone();
-            learn(&mut model, invs, sent, &solved.parent, &trust);
+        let mut ready = Known { templates: model.templates(), visits: model.visits() };
+        *solved = beam::solve(&self.invs, &self.sent, &self.groups, &mut ready, limits);
+        let mut model = known();
+        let trust: Vec<f64> = solved.choices.iter().map(sure).collect();
+        self.learn(&mut model, &solved.parent, &trust);
+        self.model = Some(model);
+    }
+
+    /// Learns each invocation with the calls that it is thought to have made.
+    fn learn(&self, model: &mut Model, parents: &[Option<u32>], trust: &[f64]) {
+        let mut children: Vec<Vec<Child>> = vec![Vec::new(); self.invs.len()];
+        let mut together: Vec<Vec<Kind>> = vec![Vec::new(); self.groups.len()];
+        for (sent, parent) in self.sent.iter().zip(parents) {
+            let Some(parent) = parent.map(|parent| parent as usize) else { continue };
+            if let Some(children) = children.get_mut(parent) {
+                children.push(sent.child());
+            }
+            let group = self.invs.get(parent).and_then(|inv| inv.group);
+            if let Some(kinds) = group.and_then(|group| together.get_mut(group as usize)) {
+                kinds.push(sent.kind);
+            }
         }
-        self.model = model;
-        self.windows = self.windows.saturating_add(1);
-        solved
+        for ((inv, children), trust) in self.invs.iter().zip(&children).zip(trust) {
+            let visit = inv.group.and_then(|group| self.groups.get(group as usize)).map(|group| group.last);
+            model.learn(inv.parent, (Begin { start: inv.start, visit }, inv.end), children, *trust);
+        }
+        for kinds in together {
+            model.learn_visits(kinds.into_iter(), 1.0);
+        }
     }
 }
 
-/// Learns each invocation with the calls that it is thought to have made.
-fn learn(model: &mut Model, invs: &[Inv], sent: &[Sent], parents: &[Option<u32>], trust: &[f64]) {
-    let mut children: Vec<Vec<Child>> = vec![Vec::new(); invs.len()];
-    for (sent, parent) in sent.iter().zip(parents) {
-        if let Some(children) = parent.and_then(|parent| children.get_mut(parent as usize)) {
-            children.push(sent.child());
+/// Finds, by the edges of the round before, the visits that a trace pays to the same service.
+fn group(windows: &mut BTreeMap<Sym, (Window, Solved)>) {
+    let mut above = BTreeMap::<InvocationId, InvocationId>::new();
+    for (window, solved) in windows.values() {
+        for (caused, parent) in window.caused.iter().zip(&solved.parent) {
+            if let (Some(caused), Some(by)) = (caused, parent.and_then(|by| window.ids.get(by as usize))) {
+                above.insert(*caused, *by);
+            }
         }
     }
-    for ((inv, children), trust) in invs.iter().zip(&children).zip(trust) {
-        model.learn(inv.parent, (inv.start, inv.end), children, *trust);
+    let root = |mut id: InvocationId| {
+        for _ in 0..DEEPEST {
+            let Some(by) = above.get(&id) else { break };
+            id = *by;
+        }
+        id
+    };
+    for (window, _) in windows.values_mut() {
+        let mut groups = BTreeMap::<InvocationId, (u32, Group)>::new();
+        for ((id, inv), inside) in window.ids.iter().zip(&mut window.invs).zip(&window.inside) {
+            inv.group = None;
+            if *inside {
+                continue;
+            }
+            let new = groups.len() as u32;
+            let (index, group) = groups.entry(root(*id)).or_insert((new, Group { visits: 0, last: inv.start }));
+            group.visits += 1;
+            group.last = group.last.max(inv.start);
+            inv.group = Some(*index);
+        }
+        let several = groups.values().filter(|(_, group)| group.visits > 1).count();
+        if 2 * several < groups.len() {
+            window.invs.iter_mut().for_each(|inv| inv.group = None);
+            groups.clear();
+        }
+        let mut groups: Vec<(u32, Group)> = groups.into_values().collect();
+        groups.sort_by_key(|(index, _)| *index);
+        window.groups = groups.into_iter().map(|(_, group)| group).collect();
     }
 }
+
+/// Deepest trace that is followed.
+const DEEPEST: usize = 64;

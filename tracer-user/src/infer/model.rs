@@ -31,12 +31,24 @@ pub(super) enum Trigger {
     Start,
     /// The last answer to an earlier call.
     LastEnd,
+    /// The last answer that came in time.
+    LastInTime,
     /// The start of the call before.
     LastStart,
     /// The answer to the latest call of a kind.
     EndOf(Kind),
     /// The start of the latest call of a kind.
     StartOf(Kind),
+    /// The start of the last visit that the same trace pays to the service.
+    LastVisit,
+}
+
+/// When an invocation began; µs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Begin {
+    pub start: i64,
+    /// When the trace's last visit to the service began, if it pays several.
+    pub visit: Option<i64>,
 }
 
 /// Most earlier calls that are looked at for a trigger; an invocation may make any number.
@@ -48,9 +60,11 @@ const MOST_KINDS: usize = 128;
 
 impl Trigger {
     /// When it happened, as seen at `at`; whether it is there at all, or the nearest thing to it was taken.
-    fn time(self, start: i64, earlier: impl Iterator<Item = Child>, at: i64) -> (i64, bool) {
-        if self == Self::Start {
-            return (start, true);
+    fn time(self, begin: Begin, earlier: impl Iterator<Item = Child>, at: i64, until: i64) -> (i64, bool) {
+        match self {
+            Self::Start => return (begin.start, true),
+            Self::LastVisit => return (begin.visit.unwrap_or(begin.start), begin.visit.is_some()),
+            _ => {}
         }
         let mut last_end = None;
         for (index, child) in earlier.enumerate() {
@@ -58,6 +72,7 @@ impl Trigger {
                 Self::LastStart => return (child.start, true),
                 Self::EndOf(kind) if kind == child.kind => return (child.end, true),
                 Self::StartOf(kind) if kind == child.kind => return (child.start, true),
+                Self::LastInTime if child.end > until => {}
                 _ if child.end <= at => last_end = last_end.max(Some(child.end)),
                 _ => {}
             }
@@ -66,9 +81,9 @@ impl Trigger {
             }
         }
         match (self, last_end) {
-            (Self::LastEnd, Some(end)) => (end, true),
+            (Self::LastEnd | Self::LastInTime, Some(end)) => (end, true),
             (_, Some(end)) => (end, false),
-            (_, None) => (start, false),
+            (_, None) => (begin.start, false),
         }
     }
 }
@@ -130,6 +145,8 @@ struct Record {
     /// From start to end of an invocation without calls.
     idle: Counts,
     end: Waits,
+    /// By kind: how long after the end of the invocation its answer came, and how often it came before.
+    outlasts: BTreeMap<Kind, (Counts, f64)>,
 }
 
 /// Delay after a chosen trigger.
@@ -142,8 +159,8 @@ struct Factor {
 
 impl Factor {
     /// `seen`: answers up to then count.
-    fn ln(&self, start: i64, earlier: impl Iterator<Item = Child>, seen: i64, at: i64) -> f64 {
-        let (time, found) = self.trigger.time(start, earlier, seen);
+    fn ln(&self, begin: Begin, earlier: impl Iterator<Item = Child>, seen: i64, at: i64) -> f64 {
+        let (time, found) = self.trigger.time(begin, earlier, seen, at);
         let density = if found { &self.main } else { &self.instead };
         density.ln(at.saturating_sub(time))
     }
@@ -156,6 +173,8 @@ pub(super) struct Template {
     starts: Vec<(Kind, Factor)>,
     idle: Density,
     end: Option<Factor>,
+    /// Kinds of calls that are answered after the invocation has ended, as a rule, and how long after.
+    outlasts: Vec<(Kind, Density)>,
     flat: Density,
 }
 
@@ -166,6 +185,12 @@ impl Template {
             starts: record.starts.iter().filter_map(|(kind, waits)| Some((*kind, waits.best()?))).collect(),
             idle: Density::of(&record.idle),
             end: record.end.best(),
+            outlasts: record
+                .outlasts
+                .iter()
+                .filter(|(_, (after, before))| after.weight() > 2.0 * before)
+                .map(|(kind, (after, _))| (*kind, Density::of(after)))
+                .collect(),
             flat: Density::flat(),
         }
     }
@@ -177,23 +202,30 @@ impl Template {
 
     /// ln probability that an invocation in `set` makes one more call of this kind, and makes it at its start.
     /// `earlier` has its calls so far, the latest first.
-    pub fn call(&mut self, set: Set, start: i64, earlier: impl Iterator<Item = Child>, next: Child) -> (f64, Set) {
+    pub fn call(&mut self, set: Set, begin: Begin, earlier: impl Iterator<Item = Child>, next: Child) -> (f64, Set) {
         let (step, set) = self.sets.step(set, next.kind);
         let delay = match self.starts.iter().find(|(kind, _)| *kind == next.kind) {
-            Some((_, factor)) => factor.ln(start, earlier, next.start, next.start),
-            None => self.flat.ln(next.start.saturating_sub(start)),
+            Some((_, factor)) => factor.ln(begin, earlier, next.start, next.start),
+            None => self.flat.ln(next.start.saturating_sub(begin.start)),
         };
         (step + delay, set)
     }
 
     /// ln probability that an invocation in `set` makes no more calls and ends at `end`.
-    pub fn end(&self, set: Set, start: i64, earlier: impl Iterator<Item = Child>, end: i64) -> f64 {
+    pub fn end(&self, set: Set, begin: Begin, earlier: impl Iterator<Item = Child> + Clone, end: i64) -> f64 {
+        let mut late = 0.0;
+        if !self.outlasts.is_empty() {
+            for child in earlier.clone().take(LOOK_BACK) {
+                let density = self.outlasts.iter().find(|(kind, _)| *kind == child.kind);
+                late += density.map_or(0.0, |(_, density)| density.ln(child.end.saturating_sub(end)));
+            }
+        }
         let delay = match (&self.end, set) {
-            (_, Set::EMPTY) => self.idle.ln(end.saturating_sub(start)),
-            (Some(factor), _) => factor.ln(start, earlier, i64::MAX, end),
-            (None, _) => self.flat.ln(end.saturating_sub(start)),
+            (_, Set::EMPTY) => self.idle.ln(end.saturating_sub(begin.start)),
+            (Some(factor), _) => factor.ln(begin, earlier, i64::MAX, end),
+            (None, _) => self.flat.ln(end.saturating_sub(begin.start)),
         };
-        self.sets.stop(set) + delay
+        self.sets.stop(set) + delay + late
     }
 }
 
@@ -201,35 +233,49 @@ impl Template {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Model {
     records: BTreeMap<Parent, Record>,
+    /// How often each set of calls was made by all visits of a trace together.
+    visits: BTreeMap<Vec<(Kind, u16)>, f64>,
+}
+
+/// How often each kind of call is there.
+fn count(children: impl Iterator<Item = Kind>) -> BTreeMap<Kind, u16> {
+    let mut set = BTreeMap::<Kind, u16>::new();
+    for kind in children {
+        let count = set.entry(kind).or_default();
+        *count = count.saturating_add(1).min(super::sets::MOST_OF_A_KIND);
+    }
+    set
 }
 
 impl Model {
     /// Forgets a share of what was learned, so that a changed function is followed.
     pub fn fade(&mut self, keep: f64) {
+        self.visits.values_mut().for_each(|count| *count *= keep);
+        self.visits.retain(|_, count| *count > 1e-3);
         for record in self.records.values_mut() {
             record.sets.values_mut().for_each(|count| *count *= keep);
             record.sets.retain(|_, count| *count > 1e-3);
             record.idle.fade(keep);
+            record.outlasts.values_mut().for_each(|(after, before)| {
+                after.fade(keep);
+                *before *= keep;
+            });
             let waits = record.starts.values_mut().chain([&mut record.end]);
             waits.flat_map(|waits| waits.0.values_mut()).for_each(|delays| delays.fade(keep));
         }
     }
 
     /// Learns one invocation with its calls, sorted by start.
-    pub fn learn(&mut self, parent: Parent, (start, end): (i64, i64), children: &[Child], weight: f64) {
+    pub fn learn(&mut self, parent: Parent, (begin, end): (Begin, i64), children: &[Child], weight: f64) {
         if weight <= 0.0 {
             return;
         }
         let record = self.records.entry(parent).or_default();
-        let mut set = BTreeMap::<Kind, u16>::new();
-        for child in children {
-            let count = set.entry(child.kind).or_default();
-            *count = count.saturating_add(1).min(super::sets::MOST_OF_A_KIND);
-        }
+        let set = count(children.iter().map(|child| child.kind));
         let kinds: Vec<Kind> = set.keys().copied().take(MOST_TRIGGERS).collect();
         *record.sets.entry(set.into_iter().collect()).or_default() += weight;
         if children.is_empty() {
-            record.idle.add(end.saturating_sub(start), weight);
+            record.idle.add(end.saturating_sub(begin.start), weight);
             return;
         }
         for (index, child) in children.iter().enumerate() {
@@ -239,21 +285,41 @@ impl Model {
             let waits = record.starts.entry(child.kind).or_default();
             let before = children.get(..index).unwrap_or_default();
             let mut add = |trigger: Trigger| {
-                let time = trigger.time(start, before.iter().rev().copied(), child.start);
+                let time = trigger.time(begin, before.iter().rev().copied(), child.start, child.start);
                 waits.add(trigger, time, child.start, weight);
             };
-            [Trigger::Start, Trigger::LastEnd, Trigger::LastStart].into_iter().for_each(&mut add);
+            [Trigger::Start, Trigger::LastEnd, Trigger::LastStart, Trigger::LastVisit].into_iter().for_each(&mut add);
             for kind in &kinds {
                 add(Trigger::EndOf(*kind));
                 add(Trigger::StartOf(*kind));
             }
         }
         let mut add = |trigger: Trigger| {
-            let time = trigger.time(start, children.iter().rev().copied(), i64::MAX);
+            let time = trigger.time(begin, children.iter().rev().copied(), i64::MAX, end);
             record.end.add(trigger, time, end, weight);
         };
-        [Trigger::Start, Trigger::LastEnd].into_iter().for_each(&mut add);
+        [Trigger::Start, Trigger::LastEnd, Trigger::LastInTime].into_iter().for_each(&mut add);
         kinds.iter().for_each(|kind| add(Trigger::EndOf(*kind)));
+        for child in children.iter().take(LOOK_BACK) {
+            if record.outlasts.len() < MOST_TRIGGERS || record.outlasts.contains_key(&child.kind) {
+                let (after, before) = record.outlasts.entry(child.kind).or_default();
+                if child.end > end {
+                    after.add(child.end.saturating_sub(end), weight);
+                } else {
+                    *before += weight;
+                }
+            }
+        }
+    }
+
+    /// Learns the calls that all visits of a trace made together.
+    pub fn learn_visits(&mut self, kinds: impl Iterator<Item = Kind>, weight: f64) {
+        *self.visits.entry(count(kinds).into_iter().collect()).or_default() += weight;
+    }
+
+    /// The calls of all visits of a trace, ready to be asked.
+    pub fn visits(&self) -> Sets {
+        Sets::of(&self.visits)
     }
 
     /// What was learned, ready to be asked.

@@ -245,3 +245,27 @@ impl fmt::Display for Score {
         Ok(())
     }
 }
+
+/// DEBUG
+pub fn debug(traces: &[Trace], options: &Options) {
+    let (seen, truth) = hide(traces, options.seed);
+    let (resolution, invocations, calls) = infer(&seen, options.config);
+    let mut c = BTreeMap::<_, (usize, usize)>::new();
+    let show = std::env::var("SHOW").ok();
+    for (at, call) in seen.calls.iter().enumerate() {
+        let e = resolution.edges.iter().position(|e| e.call == calls[at]).map(|i| resolution.edges[i]);
+        let found = e.and_then(|e| e.invocation).map(|i| invocations.binary_search(&i).unwrap());
+        let t = truth.parent[at];
+        let k = |i: Option<usize>| i.map(|i| { let v = &seen.invocations[i]; format!("{}/{}", seen.names[v.service as usize], seen.names[v.op as usize]) });
+        let e2 = c.entry((seen.names[call.service as usize].clone(), seen.names[call.op as usize].clone(), seen.names[call.callee as usize].clone(), k(t))).or_default();
+        e2.1 += 1;
+        if found != t {
+            e2.0 += 1;
+            if show.as_deref().is_some_and(|s| seen.names[call.service as usize].contains(s) ) {
+                let d = |i: Option<usize>| i.map(|i| { let v = &seen.invocations[i]; (call.start_us - v.start_us, v.end_us - call.end_us, v.end_us-v.start_us) });
+                println!("{} {} dur {} true {:?} {:?} found {:?} {:?} p {:.3}", call.start_us, seen.names[call.op as usize], call.end_us-call.start_us, k(t), d(t), k(found), d(found), e.map_or(0., |e| e.p));
+            }
+        }
+    }
+    for (k, v) in c { if v.0 > 0 { println!("{k:?} wrong {} of {}", v.0, v.1); } }
+}

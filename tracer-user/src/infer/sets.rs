@@ -15,6 +15,10 @@ pub(super) struct Set(u32);
 impl Set {
     /// No call yet.
     pub const EMPTY: Self = Self(0);
+
+    pub fn index(self) -> u64 {
+        u64::from(self.0)
+    }
 }
 
 /// Calls of one kind are counted up to here; more are as many.
