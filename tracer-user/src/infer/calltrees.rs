@@ -84,6 +84,9 @@ pub struct Truth {
     pub parent: Vec<Option<usize>>,
     /// By call: the trace that it is of.
     pub trace_of_call: Vec<usize>,
+    /// By call: whether the figures published for these files count it. They do if it goes to another service, and
+    /// the service that sent it is itself called from one place only.
+    pub counted: Vec<bool>,
     /// By invocation: the trace that it is of.
     pub trace: Vec<usize>,
     /// Traces.
@@ -195,6 +198,14 @@ pub fn hide(traces: &[Trace], seed: u64) -> (Seen, Truth) {
             truth.trace_of_call.push(number);
         }
     }
+    let mut callers = BTreeMap::<Sym, BTreeSet<Option<Sym>>>::new();
+    for invocation in seen.invocations.iter().filter(|invocation| invocation.caller != Some(invocation.service)) {
+        callers.entry(invocation.service).or_default().insert(invocation.caller);
+    }
+    let one = |service: Sym| callers.get(&service).is_none_or(|callers| callers.len() < 2);
+    // A client span of its own says where it was recorded, not that it stayed there.
+    let inside = |call: &Call| call.callee == call.service;
+    truth.counted = seen.calls.iter().map(|call| !inside(call) && one(call.service)).collect();
     let mut n: Vec<_> = names.0.into_iter().collect(); n.sort_by_key(|x| x.1); seen.names = n.into_iter().map(|x| x.0).collect();
     shuffle(seen, truth, seed)
 }
@@ -229,6 +240,7 @@ fn shuffle(seen: Seen, truth: Truth, seed: u64) -> (Seen, Truth) {
     let pick = |from: &[Option<usize>]| calls.iter().map(|at| from.get(*at).and_then(moved)).collect::<Vec<_>>();
     let truth = Truth {
         parent: pick(&truth.parent),
+        counted: calls.iter().filter_map(|at| truth.counted.get(*at).copied()).collect(),
         trace_of_call: calls.iter().filter_map(|at| truth.trace_of_call.get(*at).copied()).collect(),
         trace: invocations.iter().filter_map(|at| truth.trace.get(*at).copied()).collect(),
         traces: truth.traces,

@@ -118,6 +118,8 @@ pub struct Choices {
 pub struct Resolution {
     /// Each decided call once, ascending.
     pub edges: Vec<Edge>,
+    /// DEBUG
+    pub describe: Vec<String>,
     /// Each decided invocation once, ascending.
     pub choices: Vec<Choices>,
 }
@@ -135,6 +137,8 @@ pub struct Inference {
 #[derive(Debug, Default)]
 struct Service {
     model: Model,
+    /// What its clock counts in, µs.
+    tick: i64,
     /// Windows learned from.
     windows: u32,
     invocations: Vec<(InvocationId, Inv)>,
@@ -185,6 +189,13 @@ impl Inference {
                 service.decide(&window, &solved, until_us, &mut out);
             }
         }
+        if std::env::var("DESC").is_ok() {
+            for s in self.services.values() { for (p, l) in s.model.describe() {
+                let k = self.parents.iter().find(|(_, v)| **v == p);
+                out.describe.push(format!("{k:?} {l}"));
+            } }
+            out.describe.push(format!("{:?}", self.kinds));
+        }
         out.edges.sort_unstable_by_key(|edge| edge.call);
         out.choices.sort_unstable_by_key(|choices| choices.invocation);
         out
@@ -192,10 +203,33 @@ impl Inference {
 }
 
 impl Service {
+    /// Finds what the clock counts in, since `base`: a time that comes in whole milliseconds says no more than that.
+    fn tick(&mut self, base: i64) {
+        let times = self.invocations.iter().flat_map(|(_, inv)| [inv.start, inv.end]);
+        let times = times.chain(self.calls.iter().flat_map(|(_, sent, _)| [sent.start, sent.end]));
+        let mut tick = self.tick;
+        for time in times {
+            let (mut a, mut b) = (tick, time.saturating_sub(base).saturating_abs());
+            while b != 0 {
+                (a, b) = (b, a % b);
+            }
+            tick = a;
+            if tick == 1 {
+                break;
+            }
+        }
+        if tick != self.tick {
+            self.tick = tick;
+            self.model = Model::default();
+            self.windows = 0;
+        }
+    }
+
     /// Tells what ended by `until`, and keeps the rest.
     fn decide(&mut self, window: &Window, solved: &Solved, until: i64, out: &mut Resolution) {
-        let decided = |inv: &u32| window.invs.get(*inv as usize).is_some_and(|inv| inv.end <= until);
-        let waits = window.invs.iter().filter(|inv| inv.end > until).map(|inv| inv.start).min().unwrap_or(i64::MAX);
+        let decided = |inv: &u32| self.invocations.get(*inv as usize).is_some_and(|(_, inv)| inv.end <= until);
+        let later = self.invocations.iter().filter(|(_, inv)| inv.end > until);
+        let waits = later.map(|(_, inv)| inv.start).min().unwrap_or(i64::MAX);
         let mut kept = Vec::new();
         for (at, call) in self.calls.iter().enumerate() {
             let (id, sent, _) = call;
@@ -283,16 +317,29 @@ impl Window {
         service.calls.sort_by_key(|(id, sent, _)| (sent.start, sent.end, sent.kind, *id));
         let own: BTreeMap<InvocationId, u32> =
             service.invocations.iter().enumerate().map(|(at, (id, _))| (*id, at as u32)).collect();
+        let base = service.invocations.first().map_or(0, |(_, inv)| inv.start);
+        service.tick(base);
+        let tick = service.tick.max(1);
+        let ticks = |time: i64| time.saturating_sub(base).div_euclid(tick);
         let callee = |link: &Option<InvocationId>| link.and_then(|id| own.get(&id).copied());
         let sent: Vec<Sent> =
-            service.calls.iter().map(|(_, sent, link)| Sent { callee: callee(link), ..*sent }).collect();
+            service.calls.iter().map(|(_, sent, link)| Sent {
+                callee: callee(link),
+                start: ticks(sent.start),
+                end: ticks(sent.end),
+                ..*sent
+            }).collect();
         let mut inside = vec![false; service.invocations.len()];
         for at in sent.iter().filter_map(|sent| sent.callee) {
             inside.iter_mut().skip(at as usize).take(1).for_each(|inside| *inside = true);
         }
         Self {
             ids: service.invocations.iter().map(|(id, _)| *id).collect(),
-            invs: service.invocations.iter().map(|(_, inv)| *inv).collect(),
+            invs: service
+                .invocations
+                .iter()
+                .map(|(_, inv)| Inv { start: ticks(inv.start), end: ticks(inv.end), ..*inv })
+                .collect(),
             sent,
             caused: service.calls.iter().map(|(.., link)| *link).collect(),
             groups: Vec::new(),

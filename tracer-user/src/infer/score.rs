@@ -71,10 +71,15 @@ pub struct Score {
     pub edges: Share,
     /// Traces with every edge right and no edge too many.
     pub traces: Share,
+    /// Traces with every edge right that the figures published for these files count; the others are hidden all the
+    /// same.
+    pub counted: Share,
     /// Traces that are among the five most probable.
     pub top5: Share,
-    /// The same for giving each call to the longest-running invocation that still lacks it, told the call graph.
+    /// The first two for giving each call to the longest-running invocation that still lacks it, told the call graph.
     pub first_come: Share,
+    /// Of the edges that are counted.
+    pub first_come_counted: Share,
     /// Reliability of the stated probabilities.
     pub reliability: Vec<Row>,
     /// Expected calibration error: mean distance of stated probability and share right, over the rows.
@@ -111,7 +116,7 @@ fn compare(
 ) -> Score {
     let edges: BTreeMap<CallId, (Option<InvocationId>, f64)> =
         resolution.edges.iter().map(|edge| (edge.call, (edge.invocation, edge.p))).collect();
-    let mut wrong = BTreeSet::new();
+    let (mut wrong, mut wrong_counted) = (BTreeSet::<usize>::new(), BTreeSet::<usize>::new());
     let mut bins = vec![(0_usize, 0.0_f64, 0_usize); BOUNDS.len()];
     let mut right = 0;
     let mut sets = BTreeMap::<InvocationId, Vec<CallId>>::new();
@@ -127,6 +132,10 @@ fn compare(
             wrong.extend(truth.trace_of_call.get(at));
             let owner = found.and_then(|id| invocations.binary_search(&id).ok());
             wrong.extend(owner.and_then(|at| truth.trace.get(at)));
+            if truth.counted.get(at) == Some(&true) {
+                wrong_counted.extend(truth.trace_of_call.get(at));
+                wrong_counted.extend(owner.and_then(|at| truth.trace.get(at)));
+            }
         }
         let row = BOUNDS.iter().rposition(|bound| p * 1000.0 >= f64::from(*bound)).unwrap_or(0);
         if let Some((count, stated, hits)) = bins.get_mut(row) {
@@ -148,7 +157,9 @@ fn compare(
         edges: Share { right, of: calls.len() },
         traces: Share { right: of - wrong.len(), of },
         top5: Share { right: top5(seen, truth, resolution, (invocations, calls), &wrong, &sets), of },
-        first_come: Share { right: of - first_come(seen, truth), of },
+        counted: Share { right: of - wrong_counted.len(), of },
+        first_come: Share { right: of - first_come(seen, truth).0, of },
+        first_come_counted: Share { right: of - first_come(seen, truth).1, of },
         ece: reliability.iter().map(gap).sum::<f64>() / calls.len().max(1) as f64,
         reliability,
         seconds,
@@ -190,7 +201,7 @@ fn top5(
 }
 
 /// Traces that first come, first served gets wrong, although told which operation makes which call.
-fn first_come(seen: &Seen, truth: &Truth) -> usize {
+fn first_come(seen: &Seen, truth: &Truth) -> (usize, usize) {
     let kind = |at: usize| seen.invocations.get(at).map(|i| (i.service, i.op, i.caller));
     let mut makers = BTreeMap::<_, BTreeSet<_>>::new();
     for (call, parent) in seen.calls.iter().zip(&truth.parent) {
@@ -206,7 +217,7 @@ fn first_come(seen: &Seen, truth: &Truth) -> usize {
     let mut calls: Vec<usize> = (0..seen.calls.len()).collect();
     calls.sort_by_key(|at| seen.calls.get(*at).map(|c| (c.start_us, c.end_us)));
     let mut given = BTreeSet::new();
-    let mut wrong = BTreeSet::new();
+    let (mut wrong, mut wrong_counted) = (BTreeSet::<usize>::new(), BTreeSet::<usize>::new());
     for at in calls {
         let Some(call) = seen.calls.get(at) else { continue };
         let key = (call.service, call.callee, call.op);
@@ -222,11 +233,14 @@ fn first_come(seen: &Seen, truth: &Truth) -> usize {
         });
         given.extend(found.map(|of| (of, key)));
         if found != truth.parent.get(at).copied().flatten() {
-            wrong.extend(truth.trace_of_call.get(at).copied());
-            wrong.extend(found.and_then(|of| truth.trace.get(of).copied()));
+            let of = [truth.trace_of_call.get(at), found.and_then(|of| truth.trace.get(of))];
+            wrong.extend(of.into_iter().flatten());
+            if truth.counted.get(at) == Some(&true) {
+                wrong_counted.extend(of.into_iter().flatten());
+            }
         }
     }
-    wrong.len()
+    (wrong.len(), wrong_counted.len())
 }
 
 impl fmt::Display for Score {
@@ -234,6 +248,8 @@ impl fmt::Display for Score {
         writeln!(f, "spans                      {}", self.spans)?;
         writeln!(f, "edges right                {}", self.edges)?;
         writeln!(f, "whole traces right         {}", self.traces)?;
+        writeln!(f, "  as published counts      {}", self.counted)?;
+        writeln!(f, "  fcfs, as published       {}", self.first_come_counted)?;
         writeln!(f, "  among the top 5          {}", self.top5)?;
         writeln!(f, "  first come first served  {}", self.first_come)?;
         writeln!(f, "time                       {:.2} s, {:.0} spans/s", self.seconds, self.spans_per_second)?;
@@ -267,5 +283,6 @@ pub fn debug(traces: &[Trace], options: &Options) {
             }
         }
     }
+    if std::env::var("DESC").is_ok() { for l in &resolution.describe { println!("{l}"); } println!("{:?}", seen.names); }
     for (k, v) in c { if v.0 > 0 { println!("{k:?} wrong {} of {}", v.0, v.1); } }
 }
