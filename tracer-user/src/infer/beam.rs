@@ -87,6 +87,8 @@ pub(super) struct Limits {
 
 /// ln of how probable it is that nobody made a call, against a density per µs.
 const NOBODY: f64 = -25.0;
+/// Invocations passed over that count.
+const MOST_OVER: usize = 3;
 /// Sets kept for each invocation.
 const MOST_CHOICES: usize = 8;
 const NONE: u32 = u32::MAX;
@@ -250,8 +252,10 @@ impl Search<'_> {
         let Some(sent) = self.sent.get(call as usize).copied() else { return };
         // Per hypothesis and slot: (hypothesis, slot or none, ln gained, set after).
         let mut splits: Vec<Split> = Vec::new();
+        let mut waits: Vec<(usize, Parent, Option<(i64, f64)>)> = Vec::new();
         let able: Vec<(usize, Inv, Begin, Option<usize>)> = self.candidates(&sent);
         for (index, hypothesis) in self.hypotheses.iter().enumerate() {
+            waits.clear();
             splits.push(Split { of: index, to: None, sum: hypothesis.sum + NOBODY, ln: NOBODY });
             for (at, inv, begin, group) in &able {
                 let (Some(slot), Some(template)) = (hypothesis.slots.get(*at), self.known.templates.get_mut(&inv.parent))
@@ -259,13 +263,26 @@ impl Search<'_> {
                     continue;
                 };
                 let earlier = Earlier { calls: &self.calls, sent: self.sent, at: slot.calls };
-                let (mut ln, set) = template.call(slot.set, *begin, earlier, sent.child());
+                let (mut ln, set, wait) = template.call(slot.set, *begin, earlier, sent.child());
+                waits.push((splits.len(), inv.parent, wait));
                 let group = group.and_then(|at| Some((at, *hypothesis.groups.get(at)?))).map(|(at, set)| {
                     let (step, set) = self.known.visits.step(set, sent.kind);
                     ln += step;
                     (at, set)
                 });
                 splits.push(Split { of: index, to: Some((*at, set, group)), sum: hypothesis.sum + ln, ln });
+            }
+            // Those that waited longer and are passed over.
+            for (at, parent, wait) in &waits {
+                let Some((since, odds)) = *wait else { continue };
+                let before = |(_, other, wait): &&(usize, Parent, Option<(i64, f64)>)| {
+                    other == parent && wait.is_some_and(|(other, _)| other < since)
+                };
+                let over = waits.iter().filter(before).count().min(MOST_OVER);
+                if let Some(split) = splits.get_mut(*at).filter(|_| over > 0) {
+                    split.ln -= odds * over as f64;
+                    split.sum -= odds * over as f64;
+                }
             }
         }
         let best = splits.iter().map(|split| split.sum).fold(f64::NEG_INFINITY, f64::max);

@@ -14,6 +14,7 @@ pub mod calltrees;
 //pub mod cli;
 mod density;
 mod model;
+mod order;
 pub mod score;
 mod sets;
 mod start;
@@ -282,7 +283,7 @@ impl Inference {
             if let Some((window, solved)) = windows.get(name) {
                 service.model.fade(self.config.keep);
                 let trust: Vec<f64> = solved.choices.iter().map(sure).collect();
-                window.learn(&mut service.model, &solved.parent, &trust);
+                window.learn(&mut service.model, &solved.parent, &solved.p, &trust);
             }
         }
         windows
@@ -358,7 +359,7 @@ impl Window {
         let model = self.model.take().unwrap_or_else(|| {
             let mut model = known();
             if service.windows < YOUNG {
-                self.learn(&mut model, &start::guess(&self.invs, &self.sent), &start::trust(&self.invs));
+                self.learn(&mut model, &start::guess(&self.invs, &self.sent), &[], &start::trust(&self.invs));
             }
             model
         });
@@ -367,12 +368,12 @@ impl Window {
         *solved = beam::solve(&self.invs, &self.sent, &self.groups, &mut ready, limits);
         let mut model = known();
         let trust: Vec<f64> = solved.choices.iter().map(sure).collect();
-        self.learn(&mut model, &solved.parent, &trust);
+        self.learn(&mut model, &solved.parent, &solved.p, &trust);
         self.model = Some(model);
     }
 
     /// Learns each invocation with the calls that it is thought to have made.
-    fn learn(&self, model: &mut Model, parents: &[Option<u32>], trust: &[f64]) {
+    fn learn(&self, model: &mut Model, parents: &[Option<u32>], p: &[f64], trust: &[f64]) {
         let mut children: Vec<Vec<Child>> = vec![Vec::new(); self.invs.len()];
         let mut together: Vec<Vec<Kind>> = vec![Vec::new(); self.groups.len()];
         for (sent, parent) in self.sent.iter().zip(parents) {
@@ -385,12 +386,44 @@ impl Window {
                 kinds.push(sent.kind);
             }
         }
-        for ((inv, children), trust) in self.invs.iter().zip(&children).zip(trust) {
-            let visit = inv.group.and_then(|group| self.groups.get(group as usize)).map(|group| group.last);
-            model.learn(inv.parent, (Begin { start: inv.start, visit }, inv.end), children, *trust);
-        }
+        self.learn_each(model, &children, trust);
         for kinds in together {
             model.learn_visits(kinds.into_iter(), 1.0);
+        }
+        if !p.is_empty() {
+            self.learn_order(model, parents, p);
+        }
+    }
+
+    fn learn_order(&self, model: &mut Model, parents: &[Option<u32>], p: &[f64]) {
+        let templates = model.templates();
+        let mut earlier: Vec<Vec<Child>> = vec![Vec::new(); self.invs.len()];
+        let mut waits = BTreeMap::<(Parent, Kind), Vec<order::Wait>>::new();
+        for ((sent, parent), p) in self.sent.iter().zip(parents).zip(p) {
+            let Some(at) = parent.map(|parent| parent as usize) else { continue };
+            let (Some(inv), Some(earlier)) = (self.invs.get(at), earlier.get_mut(at)) else { continue };
+            let begin = self.begin(inv);
+            let template = templates.get(&inv.parent);
+            let waited = template.and_then(|of| of.waits(begin, earlier.iter().rev().copied(), sent.child()));
+            if let Some(trigger) = waited {
+                let wait = order::Wait { trigger, call: sent.start, p: *p };
+                waits.entry((inv.parent, sent.kind)).or_default().push(wait);
+            }
+            earlier.push(sent.child());
+        }
+        for ((parent, kind), mut waits) in waits {
+            model.learn_order(parent, kind, order::odds(&mut waits));
+        }
+    }
+
+    fn begin(&self, inv: &Inv) -> Begin {
+        let visit = inv.group.and_then(|group| self.groups.get(group as usize)).map(|group| group.last);
+        Begin { start: inv.start, visit }
+    }
+
+    fn learn_each(&self, model: &mut Model, children: &[Vec<Child>], trust: &[f64]) {
+        for ((inv, children), trust) in self.invs.iter().zip(children).zip(trust) {
+            model.learn(inv.parent, (self.begin(inv), inv.end), children, *trust);
         }
     }
 }

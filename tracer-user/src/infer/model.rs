@@ -132,6 +132,7 @@ impl Waits {
             trigger,
             main: Density::of(&delays.main),
             instead: Density::of(&delays.instead),
+            odds: 0.0,
         })
     }
 }
@@ -142,6 +143,8 @@ struct Record {
     /// How often each set of calls was made.
     sets: BTreeMap<Vec<(Kind, u16)>, f64>,
     starts: BTreeMap<Kind, Waits>,
+    /// By kind: ln odds that order is kept beyond chance.
+    odds: BTreeMap<Kind, f64>,
     /// From start to end of an invocation without calls.
     idle: Counts,
     end: Waits,
@@ -155,12 +158,18 @@ struct Factor {
     trigger: Trigger,
     main: Density,
     instead: Density,
+    /// ln odds that order is kept beyond chance.
+    odds: f64,
 }
 
 impl Factor {
     /// `seen`: answers up to then count.
     fn ln(&self, begin: Begin, earlier: impl Iterator<Item = Child>, seen: i64, at: i64) -> f64 {
         let (time, found) = self.trigger.time(begin, earlier, seen, at);
+        self.delay(time, found, at)
+    }
+
+    fn delay(&self, time: i64, found: bool, at: i64) -> f64 {
         let density = if found { &self.main } else { &self.instead };
         density.ln(at.saturating_sub(time))
     }
@@ -182,7 +191,14 @@ impl Template {
     fn of(record: &Record) -> Self {
         Self {
             sets: Sets::of(&record.sets),
-            starts: record.starts.iter().filter_map(|(kind, waits)| Some((*kind, waits.best()?))).collect(),
+            starts: record
+                .starts
+                .iter()
+                .filter_map(|(kind, waits)| {
+                    let odds = record.odds.get(kind).copied().unwrap_or(0.0);
+                    Some((*kind, Factor { odds, ..waits.best()? }))
+                })
+                .collect(),
             idle: Density::of(&record.idle),
             end: record.end.best(),
             outlasts: record
@@ -202,13 +218,35 @@ impl Template {
 
     /// ln probability that an invocation in `set` makes one more call of this kind, and makes it at its start.
     /// `earlier` has its calls so far, the latest first.
-    pub fn call(&mut self, set: Set, begin: Begin, earlier: impl Iterator<Item = Child>, next: Child) -> (f64, Set) {
+        ///
+    /// Also what it waited for, if that was there and it makes no such call already, with the odds of [`super::order`].
+    pub fn call(
+        &mut self,
+        set: Set,
+        begin: Begin,
+        earlier: impl Iterator<Item = Child> + Clone,
+        next: Child,
+    ) -> (f64, Set, Option<(i64, f64)>) {
         let (step, set) = self.sets.step(set, next.kind);
+        let mut wait = None;
         let delay = match self.starts.iter().find(|(kind, _)| *kind == next.kind) {
-            Some((_, factor)) => factor.ln(begin, earlier, next.start, next.start),
+            Some((_, factor)) => {
+                let first = !earlier.clone().take(LOOK_BACK).any(|child| child.kind == next.kind);
+                let (time, found) = factor.trigger.time(begin, earlier, next.start, next.start);
+                wait = (first && found).then_some((time, factor.odds));
+                factor.delay(time, found, next.start)
+            }
             None => self.flat.ln(next.start.saturating_sub(begin.start)),
         };
-        (step + delay, set)
+        (step + delay, set, wait)
+    }
+
+    /// When what a call waited for happened, if it did, and it is the first of its kind.
+    pub fn waits(&self, begin: Begin, earlier: impl Iterator<Item = Child> + Clone, next: Child) -> Option<i64> {
+        let (_, factor) = self.starts.iter().find(|(kind, _)| *kind == next.kind)?;
+        let first = !earlier.clone().take(LOOK_BACK).any(|child| child.kind == next.kind);
+        let (time, found) = factor.trigger.time(begin, earlier, next.start, next.start);
+        (first && found).then_some(time)
     }
 
     /// ln probability that an invocation in `set` makes no more calls and ends at `end`.
@@ -312,6 +350,13 @@ impl Model {
         }
     }
 
+    /// Takes in how far a kind of call keeps order.
+    pub fn learn_order(&mut self, parent: Parent, kind: Kind, odds: f64) {
+        if let Some(record) = self.records.get_mut(&parent).filter(|record| record.starts.contains_key(&kind)) {
+            record.odds.insert(kind, odds);
+        }
+    }
+
     /// Learns the calls that all visits of a trace made together.
     pub fn learn_visits(&mut self, kinds: impl Iterator<Item = Kind>, weight: f64) {
         *self.visits.entry(count(kinds).into_iter().collect()).or_default() += weight;
@@ -330,7 +375,7 @@ impl Model {
     /// For a look by hand: which trigger each call was found to have.
     pub fn describe(&self) -> Vec<(Parent, String)> {
         let line = |(parent, record): (&Parent, &Record)| {
-            let starts: Vec<_> = record.starts.iter().map(|(kind, waits)| (*kind, waits.best().map(|f| f.trigger))).collect();
+            let starts: Vec<_> = record.starts.iter().map(|(kind, waits)| (*kind, waits.best().map(|f| f.trigger), record.odds.get(kind))).collect();
             let mut sets: Vec<_> = record.sets.iter().map(|(set, n)| (*n as u64, set.clone())).collect();
             sets.sort_unstable_by_key(|(n, _)| std::cmp::Reverse(*n));
             sets.truncate(4);
