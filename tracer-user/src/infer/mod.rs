@@ -398,21 +398,27 @@ impl Window {
     fn learn_order(&self, model: &mut Model, parents: &[Option<u32>], p: &[f64]) {
         let templates = model.templates();
         let mut earlier: Vec<Vec<Child>> = vec![Vec::new(); self.invs.len()];
-        let mut waits = BTreeMap::<(Parent, Kind), Vec<order::Wait>>::new();
+        let mut waits = BTreeMap::<(Parent, Kind), (Vec<order::Wait>, Vec<order::Wait>)>::new();
         for ((sent, parent), p) in self.sent.iter().zip(parents).zip(p) {
             let Some(at) = parent.map(|parent| parent as usize) else { continue };
             let (Some(inv), Some(earlier)) = (self.invs.get(at), earlier.get_mut(at)) else { continue };
             let begin = self.begin(inv);
             let template = templates.get(&inv.parent);
             let waited = template.and_then(|of| of.waits(begin, earlier.iter().rev().copied(), sent.child()));
-            if let Some(trigger) = waited {
-                let wait = order::Wait { trigger, call: sent.start, p: *p };
-                waits.entry((inv.parent, sent.kind)).or_default().push(wait);
+            if let Some((trigger, there)) = waited {
+                let wait = order::Wait { trigger: inv.start, call: sent.start, p: *p };
+                let (by_start, by_trigger) = waits.entry((inv.parent, sent.kind)).or_default();
+                by_start.push(wait);
+                if there {
+                    by_trigger.push(order::Wait { trigger, ..wait });
+                }
             }
             earlier.push(sent.child());
         }
-        for ((parent, kind), mut waits) in waits {
-            model.learn_order(parent, kind, order::odds(&mut waits));
+        for ((parent, kind), (mut by_start, mut by_trigger)) in waits {
+            let (start, trigger) = (order::odds(&mut by_start), order::odds(&mut by_trigger));
+            let odds = order::Odds { ln: start.max(trigger), since_start: start > trigger };
+            model.learn_order(parent, kind, odds);
         }
     }
 

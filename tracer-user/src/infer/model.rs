@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use super::{
     density::{Counts, Density},
+    order::Odds,
     sets::{Set, Sets},
 };
 
@@ -118,11 +119,13 @@ impl Waits {
     }
 
     /// The trigger under which the delays were the least surprise.
-    fn best(&self) -> Option<Factor> {
+    fn best(&self, late: bool) -> Option<Factor> {
         let most = self.0.values().map(Delays::weight).fold(0.0, f64::max);
         let mut best: Option<(f64, Trigger, &Delays)> = None;
         // A trigger that has not been there from the beginning has seen too little to be compared.
-        for (trigger, delays) in self.0.iter().filter(|(_, delays)| delays.weight() >= 0.9 * most) {
+        let fits = |trigger: &Trigger| late || *trigger != Trigger::LastInTime;
+        let seen = self.0.iter().filter(|(trigger, delays)| delays.weight() >= 0.9 * most && fits(trigger));
+        for (trigger, delays) in seen {
             let fit = (delays.main.fit() + delays.instead.fit()) / delays.weight().max(1e-9);
             if best.is_none_or(|(best, ..)| fit > best) {
                 best = Some((fit, *trigger, delays));
@@ -132,7 +135,7 @@ impl Waits {
             trigger,
             main: Density::of(&delays.main),
             instead: Density::of(&delays.instead),
-            odds: 0.0,
+            odds: Odds::default(),
         })
     }
 }
@@ -144,12 +147,24 @@ struct Record {
     sets: BTreeMap<Vec<(Kind, u16)>, f64>,
     starts: BTreeMap<Kind, Waits>,
     /// By kind: ln odds that order is kept beyond chance.
-    odds: BTreeMap<Kind, f64>,
+    odds: BTreeMap<Kind, Odds>,
     /// From start to end of an invocation without calls.
     idle: Counts,
     end: Waits,
     /// By kind: how long after the end of the invocation its answer came, and how often it came before.
     outlasts: BTreeMap<Kind, (Counts, f64)>,
+}
+
+/// Whether answers come after the end as a rule.
+fn mostly(after: &Counts, before: f64) -> bool {
+    after.weight() > 2.0 * before
+}
+
+impl Record {
+    /// Whether some calls outlast the invocation as a rule.
+    fn late(&self) -> bool {
+        self.outlasts.values().any(|(after, before)| mostly(after, *before))
+    }
 }
 
 /// Delay after a chosen trigger.
@@ -159,7 +174,7 @@ struct Factor {
     main: Density,
     instead: Density,
     /// ln odds that order is kept beyond chance.
-    odds: f64,
+    odds: Odds,
 }
 
 impl Factor {
@@ -195,16 +210,16 @@ impl Template {
                 .starts
                 .iter()
                 .filter_map(|(kind, waits)| {
-                    let odds = record.odds.get(kind).copied().unwrap_or(0.0);
-                    Some((*kind, Factor { odds, ..waits.best()? }))
+                    let odds = record.odds.get(kind).copied().unwrap_or_default();
+                    Some((*kind, Factor { odds, ..waits.best(false)? }))
                 })
                 .collect(),
             idle: Density::of(&record.idle),
-            end: record.end.best(),
+            end: record.end.best(record.late()),
             outlasts: record
                 .outlasts
                 .iter()
-                .filter(|(_, (after, before))| after.weight() > 2.0 * before)
+                .filter(|(_, (after, before))| mostly(after, *before))
                 .map(|(kind, (after, _))| (*kind, Density::of(after)))
                 .collect(),
             flat: Density::flat(),
@@ -233,7 +248,8 @@ impl Template {
             Some((_, factor)) => {
                 let first = !earlier.clone().take(LOOK_BACK).any(|child| child.kind == next.kind);
                 let (time, found) = factor.trigger.time(begin, earlier, next.start, next.start);
-                wait = (first && found).then_some((time, factor.odds));
+                let (since, there) = if factor.odds.since_start { (begin.start, true) } else { (time, found) };
+                wait = (first && there).then_some((since, factor.odds.ln));
                 factor.delay(time, found, next.start)
             }
             None => self.flat.ln(next.start.saturating_sub(begin.start)),
@@ -242,11 +258,11 @@ impl Template {
     }
 
     /// When what a call waited for happened, if it did, and it is the first of its kind.
-    pub fn waits(&self, begin: Begin, earlier: impl Iterator<Item = Child> + Clone, next: Child) -> Option<i64> {
+    pub fn waits(&self, begin: Begin, earlier: impl Iterator<Item = Child> + Clone, next: Child) -> Option<(i64, bool)> {
         let (_, factor) = self.starts.iter().find(|(kind, _)| *kind == next.kind)?;
         let first = !earlier.clone().take(LOOK_BACK).any(|child| child.kind == next.kind);
         let (time, found) = factor.trigger.time(begin, earlier, next.start, next.start);
-        (first && found).then_some(time)
+        first.then_some((time, found))
     }
 
     /// ln probability that an invocation in `set` makes no more calls and ends at `end`.
@@ -351,7 +367,7 @@ impl Model {
     }
 
     /// Takes in how far a kind of call keeps order.
-    pub fn learn_order(&mut self, parent: Parent, kind: Kind, odds: f64) {
+    pub fn learn_order(&mut self, parent: Parent, kind: Kind, odds: Odds) {
         if let Some(record) = self.records.get_mut(&parent).filter(|record| record.starts.contains_key(&kind)) {
             record.odds.insert(kind, odds);
         }
@@ -375,11 +391,11 @@ impl Model {
     /// For a look by hand: which trigger each call was found to have.
     pub fn describe(&self) -> Vec<(Parent, String)> {
         let line = |(parent, record): (&Parent, &Record)| {
-            let starts: Vec<_> = record.starts.iter().map(|(kind, waits)| (*kind, waits.best().map(|f| f.trigger), record.odds.get(kind))).collect();
+            let starts: Vec<_> = record.starts.iter().map(|(kind, waits)| (*kind, waits.best(false).map(|f| f.trigger), record.odds.get(kind))).collect();
             let mut sets: Vec<_> = record.sets.iter().map(|(set, n)| (*n as u64, set.clone())).collect();
             sets.sort_unstable_by_key(|(n, _)| std::cmp::Reverse(*n));
             sets.truncate(4);
-            (*parent, format!("{sets:?} {starts:?} end {:?}", record.end.best().map(|f| f.trigger)))
+            (*parent, format!("{sets:?} {starts:?} end {:?}", record.end.best(record.late()).map(|f| f.trigger)))
         };
         self.records.iter().map(line).collect()
     }

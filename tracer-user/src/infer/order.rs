@@ -14,6 +14,14 @@ pub(super) struct Wait {
     pub p: f64,
 }
 
+/// The ln odds by which the calls of a kind keep order beyond chance, and the order of what: of the invocations'
+/// starts, or of the call's own triggers.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Odds {
+    pub ln: f64,
+    pub since_start: bool,
+}
+
 /// What is thought of the odds before anything is seen: mean and variance.
 const MEAN: f64 = 0.3;
 const VARIANCE: f64 = 1.0;
