@@ -133,9 +133,18 @@ struct Split {
 
 #[derive(Clone, Copy, Debug)]
 enum Past {
-    Closed { before: u32, inv: u32, calls: u32 },
+    Closed {
+        before: u32,
+        inv: u32,
+        calls: u32,
+    },
     /// Two pasts with one present; the share of the first, and whether it is the better one.
-    Merged { one: u32, other: u32, share: f64, first: bool },
+    Merged {
+        one: u32,
+        other: u32,
+        share: f64,
+        first: bool,
+    },
 }
 
 fn mix(a: u64, b: u64) -> u64 {
@@ -172,13 +181,7 @@ pub(super) struct Search<'a> {
 }
 
 /// Assigns the calls of one service to its invocations.
-pub(super) fn solve(
-    invs: &[Inv],
-    sent: &[Sent],
-    groups: &[Group],
-    known: &mut Known,
-    limits: Limits,
-) -> Solved {
+pub(super) fn solve(invs: &[Inv], sent: &[Sent], groups: &[Group], known: &mut Known, limits: Limits) -> Solved {
     let mut search = Search {
         invs,
         sent,
@@ -187,7 +190,14 @@ pub(super) fn solve(
         limits,
         live: Vec::new(),
         live_groups: Vec::new(),
-        hypotheses: vec![Hypothesis { sum: 0.0, best: 0.0, hash: 0, past: NONE, slots: Vec::new(), groups: Vec::new() }],
+        hypotheses: vec![Hypothesis {
+            sum: 0.0,
+            best: 0.0,
+            hash: 0,
+            past: NONE,
+            slots: Vec::new(),
+            groups: Vec::new(),
+        }],
         calls: Vec::new(),
         pasts: Vec::new(),
         solved: Solved {
@@ -224,7 +234,8 @@ impl Search<'_> {
     fn open(&mut self, inv: u32) {
         self.live.push(inv);
         let group = self.group_of(inv);
-        if let Some((index, group)) = group.filter(|(index, _)| self.live_groups.iter().all(|(live, _)| live != index)) {
+        if let Some((index, group)) = group.filter(|(index, _)| self.live_groups.iter().all(|(live, _)| live != index))
+        {
             self.live_groups.push((index, group.visits));
             for hypothesis in &mut self.hypotheses {
                 hypothesis.hash = hypothesis.hash.wrapping_add(group_hash(index, Set::EMPTY));
@@ -258,7 +269,8 @@ impl Search<'_> {
             waits.clear();
             splits.push(Split { of: index, to: None, sum: hypothesis.sum + NOBODY, ln: NOBODY });
             for (at, inv, begin, group) in &able {
-                let (Some(slot), Some(template)) = (hypothesis.slots.get(*at), self.known.templates.get_mut(&inv.parent))
+                let (Some(slot), Some(template)) =
+                    (hypothesis.slots.get(*at), self.known.templates.get_mut(&inv.parent))
                 else {
                     continue;
                 };
@@ -303,7 +315,9 @@ impl Search<'_> {
                 let Some(mut next) = from else { continue };
                 next.sum = split.sum;
                 next.best += split.ln;
-                if let Some((at, set, group)) = split.to && let Some(slot) = next.slots.get_mut(at) {
+                if let Some((at, set, group)) = split.to
+                    && let Some(slot) = next.slots.get_mut(at)
+                {
                     self.calls.push((call, slot.calls));
                     slot.calls = (self.calls.len() - 1) as u32;
                     slot.set = set;
@@ -457,7 +471,13 @@ impl Search<'_> {
                     }
                     before
                 }
-                Past::Merged { one, other, first, .. } => if first { one } else { other },
+                Past::Merged { one, other, first, .. } => {
+                    if first {
+                        one
+                    } else {
+                        other
+                    }
+                }
             };
         }
         let top = self.hypotheses.iter().map(|hypothesis| hypothesis.sum).fold(f64::NEG_INFINITY, ln_add);

@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context as _;
 use serde::Deserialize;
 
-use super::{Call, CallId, Inference, Invocation, InvocationId, Sym};
+use super::{Call, CallId, Inference, Invocation, InvocationId, Resolution, Sym};
 
 /// One span of a line.
 #[derive(Clone, Debug, Deserialize)]
@@ -102,28 +102,40 @@ pub struct Seen {
     pub calls: Vec<Call>,
     /// By call: the index of the invocation that it caused.
     pub callee: Vec<Option<usize>>,
-    /// DEBUG
-    pub names: Vec<String>,
     /// Spans in the file.
     pub spans: usize,
 }
 
 impl Seen {
-    /// When the last span ended, µs since 1970.
-    pub fn end_us(&self) -> i64 {
-        let ends = self.invocations.iter().map(|i| i.end_us).chain(self.calls.iter().map(|c| c.end_us));
-        ends.max().unwrap_or(0)
-    }
-
-    /// Gives everything to the inference; the ids that it gave, both ascending.
-    pub fn observe(&self, inference: &mut Inference) -> (Vec<InvocationId>, Vec<CallId>) {
-        let ids: Vec<_> = self.invocations.iter().map(|i| inference.observe_invocation(i)).collect();
-        let mut call = |(call, callee): (&Call, &Option<usize>)| {
-            let invocation = callee.and_then(|at| ids.get(at).copied());
-            inference.observe_call(&Call { invocation, ..*call })
-        };
-        let calls = self.calls.iter().zip(&self.callee).map(&mut call).collect();
-        (ids, calls)
+    /// Gives everything to the inference in the order in which it ended, and takes decisions as soon as more than
+    /// `window` spans wait for one. Ids are indices.
+    pub fn infer(&self, inference: &mut Inference, window: usize) -> Resolution {
+        enum Item<'a> {
+            Invocation(InvocationId, &'a Invocation),
+            Call(CallId, Call),
+        }
+        let mut items = Vec::with_capacity(self.invocations.len() + self.calls.len());
+        let (mut longest, mut out) = (0, Resolution::default());
+        for (at, invocation) in self.invocations.iter().enumerate() {
+            longest = longest.max(invocation.end_us.saturating_sub(invocation.start_us));
+            items.push((invocation.end_us, Item::Invocation(InvocationId(at as u64), invocation)));
+        }
+        for ((at, call), callee) in self.calls.iter().enumerate().zip(&self.callee) {
+            let invocation = callee.map(|at| InvocationId(at as u64));
+            items.push((call.end_us, Item::Call(CallId(at as u64), Call { invocation, ..*call })));
+        }
+        items.sort_by_key(|(end, _)| *end);
+        for (end, item) in items {
+            match item {
+                Item::Invocation(id, invocation) => inference.observe_invocation(id, invocation),
+                Item::Call(id, call) => inference.observe_call(id, &call),
+            }
+            if inference.pending() >= window {
+                out.extend(inference.resolve(end.saturating_sub(longest)));
+            }
+        }
+        out.extend(inference.resolve(i64::MAX));
+        out
     }
 }
 
@@ -206,7 +218,6 @@ pub fn hide(traces: &[Trace], seed: u64) -> (Seen, Truth) {
     // A client span of its own says where it was recorded, not that it stayed there.
     let inside = |call: &Call| call.callee == call.service;
     truth.counted = seen.calls.iter().map(|call| !inside(call) && one(call.service)).collect();
-    let mut n: Vec<_> = names.0.into_iter().collect(); n.sort_by_key(|x| x.1); seen.names = n.into_iter().map(|x| x.0).collect();
     shuffle(seen, truth, seed)
 }
 
@@ -249,7 +260,7 @@ fn shuffle(seen: Seen, truth: Truth, seed: u64) -> (Seen, Truth) {
         callee: pick(&seen.callee),
         invocations: invocations.iter().filter_map(|at| seen.invocations.get(*at).copied()).collect(),
         calls: calls.iter().filter_map(|at| seen.calls.get(*at).copied()).collect(),
-        spans: seen.spans, names: seen.names.clone(),
+        spans: seen.spans,
     };
     (seen, truth)
 }

@@ -88,16 +88,16 @@ impl Density {
             return Self::flat();
         }
         // A triangle that narrows as delays come in; twice a moving average makes it.
-        let width = ev("W", 2.0) * weight.max(1.0).powf(-ev("PW", 0.28));
+        let width = 2.0 * weight.max(1.0).powf(-0.28);
         let reach = ((width / STEP).round() as usize).clamp(1, HALF / 2);
         let smooth = smooth(&counts.bins, reach);
         // What was never seen is as probable as the next new thing.
-        let rare = (ev("RARE", 2.0) / (weight + 4.0)).min(0.5);
+        let rare = (2.0 / (weight + 4.0)).min(0.5);
         // Things may take longer than ever before, but hardly less than they must.
         let least = counts.bins.iter().position(|count| *count > 0.0).unwrap_or(0).saturating_sub(1);
         let floor = rare / ((BINS - least) as f64 * STEP);
         let ln = |(at, count): (usize, f32)| {
-            let floor = if at < least { ev("BELOW", BELOW) * floor } else { floor };
+            let floor = if at < least { BELOW * floor } else { floor };
             ((1.0 - rare) * f64::from(count) / (weight * STEP) + floor).ln() as f32
         };
         Self { ln: smooth.into_iter().enumerate().map(ln).collect() }
@@ -129,4 +129,3 @@ fn smooth(bins: &[f32], reach: usize) -> Vec<f32> {
     }
     out
 }
-fn ev(n: &str, d: f64) -> f64 { std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d) }

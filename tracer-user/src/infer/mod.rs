@@ -11,13 +11,15 @@
 
 mod beam;
 pub mod calltrees;
-//pub mod cli;
+pub mod cli;
 mod density;
 mod model;
 mod order;
 pub mod score;
 mod sets;
 mod start;
+#[cfg(test)]
+mod tests;
 pub mod traces;
 
 use std::collections::BTreeMap;
@@ -28,11 +30,12 @@ use model::{Begin, Child, Kind, Model, Parent};
 /// A name, interned by the caller: a service, an operation.
 pub type Sym = u32;
 
-/// An observed invocation.
+/// An observed invocation, numbered by the observer; the number decides nothing but ties between spans that are alike
+/// in all else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct InvocationId(pub u64);
 
-/// An observed call.
+/// An observed call, numbered by the observer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CallId(pub u64);
 
@@ -81,7 +84,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { width: 96, rounds: 4, keep: 0.9 }
+        Self { width: 96, rounds: 6, keep: 0.9 }
     }
 }
 
@@ -119,17 +122,22 @@ pub struct Choices {
 pub struct Resolution {
     /// Each decided call once, ascending.
     pub edges: Vec<Edge>,
-    /// DEBUG
-    pub describe: Vec<String>,
     /// Each decided invocation once, ascending.
     pub choices: Vec<Choices>,
+}
+
+impl Resolution {
+    /// Takes in what was decided later.
+    pub fn extend(&mut self, later: Self) {
+        self.edges.extend(later.edges);
+        self.choices.extend(later.choices);
+    }
 }
 
 /// Learns from spans and says which belong together.
 #[derive(Debug, Default)]
 pub struct Inference {
     config: Config,
-    next: u64,
     parents: BTreeMap<(Sym, Sym, Option<Sym>), Parent>,
     kinds: BTreeMap<(Sym, Sym, Sym), Kind>,
     services: BTreeMap<Sym, Service>,
@@ -153,26 +161,21 @@ impl Inference {
     }
 
     /// Takes in an invocation that has ended.
-    pub fn observe_invocation(&mut self, invocation: &Invocation) -> InvocationId {
-        let id = InvocationId(self.next);
-        self.next += 1;
+    pub fn observe_invocation(&mut self, id: InvocationId, invocation: &Invocation) {
         let key = (invocation.service, invocation.op, invocation.caller);
         let new = self.parents.len() as Parent;
         let parent = *self.parents.entry(key).or_insert(new);
-        let inv = Inv { parent, start: invocation.start_us, end: invocation.end_us.max(invocation.start_us), group: None };
+        let inv =
+            Inv { parent, start: invocation.start_us, end: invocation.end_us.max(invocation.start_us), group: None };
         self.services.entry(invocation.service).or_default().invocations.push((id, inv));
-        id
     }
 
     /// Takes in a call that was answered.
-    pub fn observe_call(&mut self, call: &Call) -> CallId {
-        let id = CallId(self.next);
-        self.next += 1;
+    pub fn observe_call(&mut self, id: CallId, call: &Call) {
         let new = self.kinds.len() as Kind;
         let kind = *self.kinds.entry((call.service, call.callee, call.op)).or_insert(new);
         let sent = Sent { kind, start: call.start_us, end: call.end_us.max(call.start_us), callee: None };
         self.services.entry(call.service).or_default().calls.push((id, sent, call.invocation));
-        id
     }
 
     /// How many spans wait for a decision.
@@ -189,13 +192,6 @@ impl Inference {
             if let Some(service) = self.services.get_mut(&name) {
                 service.decide(&window, &solved, until_us, &mut out);
             }
-        }
-        if std::env::var("DESC").is_ok() {
-            for s in self.services.values() { for (p, l) in s.model.describe() {
-                let k = self.parents.iter().find(|(_, v)| **v == p);
-                out.describe.push(format!("{k:?} {l}"));
-            } }
-            out.describe.push(format!("{:?}", self.kinds));
         }
         out.edges.sort_unstable_by_key(|edge| edge.call);
         out.choices.sort_unstable_by_key(|choices| choices.invocation);
@@ -323,13 +319,16 @@ impl Window {
         let tick = service.tick.max(1);
         let ticks = |time: i64| time.saturating_sub(base).div_euclid(tick);
         let callee = |link: &Option<InvocationId>| link.and_then(|id| own.get(&id).copied());
-        let sent: Vec<Sent> =
-            service.calls.iter().map(|(_, sent, link)| Sent {
+        let sent: Vec<Sent> = service
+            .calls
+            .iter()
+            .map(|(_, sent, link)| Sent {
                 callee: callee(link),
                 start: ticks(sent.start),
                 end: ticks(sent.end),
                 ..*sent
-            }).collect();
+            })
+            .collect();
         let mut inside = vec![false; service.invocations.len()];
         for at in sent.iter().filter_map(|sent| sent.callee) {
             inside.iter_mut().skip(at as usize).take(1).for_each(|inside| *inside = true);

@@ -233,7 +233,7 @@ impl Template {
 
     /// ln probability that an invocation in `set` makes one more call of this kind, and makes it at its start.
     /// `earlier` has its calls so far, the latest first.
-        ///
+    ///
     /// Also what it waited for, if that was there and it makes no such call already, with the odds of [`super::order`].
     pub fn call(
         &mut self,
@@ -258,7 +258,12 @@ impl Template {
     }
 
     /// When what a call waited for happened, if it did, and it is the first of its kind.
-    pub fn waits(&self, begin: Begin, earlier: impl Iterator<Item = Child> + Clone, next: Child) -> Option<(i64, bool)> {
+    pub fn waits(
+        &self,
+        begin: Begin,
+        earlier: impl Iterator<Item = Child> + Clone,
+        next: Child,
+    ) -> Option<(i64, bool)> {
         let (_, factor) = self.starts.iter().find(|(kind, _)| *kind == next.kind)?;
         let first = !earlier.clone().take(LOOK_BACK).any(|child| child.kind == next.kind);
         let (time, found) = factor.trigger.time(begin, earlier, next.start, next.start);
@@ -386,17 +391,5 @@ impl Model {
     /// What was learned, ready to be asked.
     pub fn templates(&self) -> BTreeMap<Parent, Template> {
         self.records.iter().map(|(parent, record)| (*parent, Template::of(record))).collect()
-    }
-
-    /// For a look by hand: which trigger each call was found to have.
-    pub fn describe(&self) -> Vec<(Parent, String)> {
-        let line = |(parent, record): (&Parent, &Record)| {
-            let starts: Vec<_> = record.starts.iter().map(|(kind, waits)| (*kind, waits.best(false).map(|f| f.trigger), record.odds.get(kind))).collect();
-            let mut sets: Vec<_> = record.sets.iter().map(|(set, n)| (*n as u64, set.clone())).collect();
-            sets.sort_unstable_by_key(|(n, _)| std::cmp::Reverse(*n));
-            sets.truncate(4);
-            (*parent, format!("{sets:?} {starts:?} end {:?}", record.end.best(record.late()).map(|f| f.trigger)))
-        };
-        self.records.iter().map(line).collect()
     }
 }

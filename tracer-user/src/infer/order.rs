@@ -23,8 +23,8 @@ pub(super) struct Odds {
 }
 
 /// What is thought of the odds before anything is seen: mean and variance.
-const MEAN: f64 = 0.3;
-const VARIANCE: f64 = 1.0;
+const MEAN: f64 = 1.0;
+const VARIANCE: f64 = 4.0;
 /// Delays that stand for all.
 const DELAYS: usize = 64;
 /// Most odds, either way.

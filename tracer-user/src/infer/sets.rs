@@ -90,7 +90,9 @@ impl Sets {
         let (mut reach_apart, mut exact_apart) = (1.0, 1.0);
         for (kind, times) in &set {
             let (reach, exact) = match self.tails.get(kind) {
-                Some(tail) => (at_least(tail, *times), at_least(tail, *times) - at_least(tail, times.saturating_add(1))),
+                Some(tail) => {
+                    (at_least(tail, *times), at_least(tail, *times) - at_least(tail, times.saturating_add(1)))
+                }
                 None => (NEW.powi(i32::from(*times)), NEW.powi(i32::from(*times))),
             };
             reach_apart *= reach;
@@ -134,7 +136,11 @@ impl Sets {
                 next
             }
         };
-        let step = if next == from.0 { NEW.ln() } else { self.states.get(next as usize).map_or(NEW.ln(), |s| s.reach - reach) };
+        let step = if next == from.0 {
+            NEW.ln()
+        } else {
+            self.states.get(next as usize).map_or(NEW.ln(), |s| s.reach - reach)
+        };
         (step, Set(next))
     }
 
