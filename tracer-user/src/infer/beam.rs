@@ -122,11 +122,37 @@ struct Hypothesis {
     groups: Vec<Set>,
 }
 
-/// A hypothesis with one more call: to a slot, with the sets after, of the slot and of its group.
+/// Where a call went: the slot and its set after; the live group and its set after.
+#[derive(Clone, Copy, Debug)]
+struct Taken {
+    slot: usize,
+    set: Set,
+    group: Option<(usize, Set)>,
+}
+
+/// A live invocation that may have made a call: its slot, its live group.
+#[derive(Clone, Copy, Debug)]
+struct Able {
+    slot: usize,
+    inv: Inv,
+    begin: Begin,
+    group: Option<usize>,
+}
+
+/// An invocation that waits to make a call: the split that gives it one, since when, and the odds for the order.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    split: usize,
+    parent: Parent,
+    since: i64,
+    odds: f64,
+}
+
+/// A hypothesis with one more call.
 #[derive(Clone, Copy, Debug)]
 struct Split {
     of: usize,
-    to: Option<(usize, Set, Option<(usize, Set)>)>,
+    to: Option<Taken>,
     sum: f64,
     ln: f64,
 }
@@ -261,14 +287,19 @@ impl Search<'_> {
 
     fn call(&mut self, call: u32) {
         let Some(sent) = self.sent.get(call as usize).copied() else { return };
-        // Per hypothesis and slot: (hypothesis, slot or none, ln gained, set after).
+        let splits = self.split(&sent);
+        self.adopt(call, splits);
+    }
+
+    /// The hypotheses with one more call, the improbable left out; by hypothesis.
+    fn split(&mut self, sent: &Sent) -> Vec<Split> {
         let mut splits: Vec<Split> = Vec::new();
-        let mut waits: Vec<(usize, Parent, Option<(i64, f64)>)> = Vec::new();
-        let able: Vec<(usize, Inv, Begin, Option<usize>)> = self.candidates(&sent);
+        let mut waits: Vec<Waiting> = Vec::new();
+        let able = self.candidates(sent);
         for (index, hypothesis) in self.hypotheses.iter().enumerate() {
             waits.clear();
             splits.push(Split { of: index, to: None, sum: hypothesis.sum + NOBODY, ln: NOBODY });
-            for (at, inv, begin, group) in &able {
+            for Able { slot: at, inv, begin, group } in &able {
                 let (Some(slot), Some(template)) =
                     (hypothesis.slots.get(*at), self.known.templates.get_mut(&inv.parent))
                 else {
@@ -276,24 +307,24 @@ impl Search<'_> {
                 };
                 let earlier = Earlier { calls: &self.calls, sent: self.sent, at: slot.calls };
                 let (mut ln, set, wait) = template.call(slot.set, *begin, earlier, sent.child());
-                waits.push((splits.len(), inv.parent, wait));
+                if let Some((since, odds)) = wait {
+                    waits.push(Waiting { split: splits.len(), parent: inv.parent, since, odds });
+                }
                 let group = group.and_then(|at| Some((at, *hypothesis.groups.get(at)?))).map(|(at, set)| {
                     let (step, set) = self.known.visits.step(set, sent.kind);
                     ln += step;
                     (at, set)
                 });
-                splits.push(Split { of: index, to: Some((*at, set, group)), sum: hypothesis.sum + ln, ln });
+                let to = Some(Taken { slot: *at, set, group });
+                splits.push(Split { of: index, to, sum: hypothesis.sum + ln, ln });
             }
             // Those that waited longer and are passed over.
-            for (at, parent, wait) in &waits {
-                let Some((since, odds)) = *wait else { continue };
-                let before = |(_, other, wait): &&(usize, Parent, Option<(i64, f64)>)| {
-                    other == parent && wait.is_some_and(|(other, _)| other < since)
-                };
+            for waiting in &waits {
+                let before = |other: &&Waiting| other.parent == waiting.parent && other.since < waiting.since;
                 let over = waits.iter().filter(before).count().min(MOST_OVER);
-                if let Some(split) = splits.get_mut(*at).filter(|_| over > 0) {
-                    split.ln -= odds * over as f64;
-                    split.sum -= odds * over as f64;
+                if let Some(split) = splits.get_mut(waiting.split).filter(|_| over > 0) {
+                    split.ln -= waiting.odds * over as f64;
+                    split.sum -= waiting.odds * over as f64;
                 }
             }
         }
@@ -305,6 +336,11 @@ impl Search<'_> {
             splits.truncate(self.limits.width);
             splits.sort_by_key(|split| split.of);
         }
+        splits
+    }
+
+    /// Goes on with the hypotheses that have taken a call.
+    fn adopt(&mut self, call: u32, splits: Vec<Split>) {
         let old = std::mem::take(&mut self.hypotheses);
         let mut splits = splits.into_iter().peekable();
         for (index, hypothesis) in old.into_iter().enumerate() {
@@ -315,8 +351,8 @@ impl Search<'_> {
                 let Some(mut next) = from else { continue };
                 next.sum = split.sum;
                 next.best += split.ln;
-                if let Some((at, set, group)) = split.to
-                    && let Some(slot) = next.slots.get_mut(at)
+                if let Some(Taken { slot, set, group }) = split.to
+                    && let Some(slot) = next.slots.get_mut(slot)
                 {
                     self.calls.push((call, slot.calls));
                     slot.calls = (self.calls.len() - 1) as u32;
@@ -338,17 +374,17 @@ impl Search<'_> {
     }
 
     /// The live invocations that may have made a call: those whose kind is known to, or if none is, all.
-    fn candidates(&self, sent: &Sent) -> Vec<(usize, Inv, Begin, Option<usize>)> {
+    fn candidates(&self, sent: &Sent) -> Vec<Able> {
         let live = || {
             let pick = |(at, inv): (usize, &u32)| {
                 let found = self.invs.get(*inv as usize).filter(|_| sent.callee != Some(*inv))?;
                 let group = found.group.and_then(|group| self.live_groups.iter().position(|(live, _)| *live == group));
-                Some((at, *found, self.begin(found), group))
+                Some(Able { slot: at, inv: *found, begin: self.begin(found), group })
             };
             self.live.iter().enumerate().filter_map(pick)
         };
         let knows = |inv: &Inv| self.known.templates.get(&inv.parent).is_some_and(|template| template.knows(sent.kind));
-        let known: Vec<_> = live().filter(|(_, inv, ..)| knows(inv)).collect();
+        let known: Vec<_> = live().filter(|able| knows(&able.inv)).collect();
         if known.is_empty() { live().collect() } else { known }
     }
 

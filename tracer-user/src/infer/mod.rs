@@ -271,14 +271,17 @@ impl Inference {
             }
             for (name, service) in &mut self.services {
                 let Some((window, solved)) = windows.get_mut(name) else { continue };
-                window.solve(service, &self.config, solved);
+                // The narrow search is good enough to learn from.
+                let width = if round + 1 < rounds { self.config.width / 4 } else { self.config.width };
+                let config = Config { width: width.max(1), ..self.config };
+                window.solve(service, &config, solved);
             }
         }
         for (name, service) in &mut self.services {
             service.windows = service.windows.saturating_add(1);
             if let Some((window, solved)) = windows.get(name) {
                 service.model.fade(self.config.keep);
-                let trust: Vec<f64> = solved.choices.iter().map(sure).collect();
+                let trust: Vec<f64> = solved.choices.iter().map(|choices| sure(choices)).collect();
                 window.learn(&mut service.model, &solved.parent, &solved.p, &trust);
             }
         }
@@ -289,7 +292,7 @@ impl Inference {
 /// Windows after which a model is no longer young.
 const YOUNG: u32 = 3;
 
-fn sure(choices: &Vec<beam::Choice>) -> f64 {
+fn sure(choices: &[beam::Choice]) -> f64 {
     choices.first().map_or(0.0, |choice| choice.p)
 }
 
@@ -366,7 +369,7 @@ impl Window {
         let mut ready = Known { templates: model.templates(), visits: model.visits() };
         *solved = beam::solve(&self.invs, &self.sent, &self.groups, &mut ready, limits);
         let mut model = known();
-        let trust: Vec<f64> = solved.choices.iter().map(sure).collect();
+        let trust: Vec<f64> = solved.choices.iter().map(|choices| sure(choices)).collect();
         self.learn(&mut model, &solved.parent, &solved.p, &trust);
         self.model = Some(model);
     }
