@@ -43,6 +43,7 @@ const NOTE: &str = "\
 Whole traces are right if every edge within every service is, none told beforehand. Published figures for these files
 count fewer: calls to another service, of services that are called from one place only; \"of published edges\" is that.
 TraceWeaver (hotel-25 99.8, hotel-75 99.0, media-25 97.0) is handed the call graph; here it is learned from the file.
+The node files hardly overlap: they are a sanity check.
 ";
 
 #[derive(Debug, Serialize)]

@@ -2,10 +2,13 @@
 //!
 //! Where no exact rule applies (DESIGN.md, section 5) several invocations of a sandbox may have made a call. This
 //! module ranks them: it learns from the record which calls each kind of invocation makes and what each call waits
-//! for ([`model`]), starts from the moments that leave little doubt ([`start`]), and then finds the joint assignment
-//! of all calls ([`beam`]), learns from it, and repeats. It is told no call graph, and its input has no place for one:
+//! for (`model`), starts from the moments that leave little doubt (`start`), and then finds the joint assignment
+//! of all calls (`beam`), learns from it, and repeats. It is told no call graph, and its input has no place for one:
 //! neither [`Invocation`] nor [`Call`] holds a trace, or a link from a call to the invocation that made it. What is
 //! seen on the wire it is told: who called whom, and which invocation a call caused.
+//!
+//! Live, spans are observed as they end and [`Inference::resolve`] is called every few thousand of them; memory is
+//! bounded by that window and by the number of operations.
 //!
 //! Pure and deterministic: no clock, no chance, and the order in which spans are observed carries nothing.
 
