@@ -2,7 +2,8 @@
 //!
 //! Data flows one way: the kernel half's records come out of the ring buffer, [`assemble`] joins them to call paths, a
 //! [`sink`] prints these. Finding sandboxes ([`cgroup`]), naming functions ([`name`]), probing the host ([`host`],
-//! [`doctor`]) and attaching ([`agent`]) stand beside the flow.
+//! [`doctor`]) and attaching ([`agent`]) stand beside the flow; [`infer`] ranks the invocations that may have made a call
+//! where no exact rule says which.
 
 pub mod agent;
 pub mod assemble;
@@ -13,6 +14,7 @@ pub mod demo;
 pub mod doctor;
 pub mod head;
 pub mod host;
+pub mod infer;
 pub mod name;
 pub mod path;
 pub mod run;
