@@ -14,5 +14,6 @@ pub mod head;
 pub mod host;
 pub mod name;
 pub mod path;
+pub mod profile;
 pub mod run;
 pub mod sink;

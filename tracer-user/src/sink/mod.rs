@@ -2,7 +2,7 @@
 
 pub mod ndjson;
 pub mod stats;
-mod text;
+pub(crate) mod text;
 pub mod tree;
 
 use std::io::{self, Write};

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 /// Characters that do something other than show: controls (C0, DEL, C1), and those that turn, hide or break text, with
 /// which a tenant could make a line on the operator's terminal read as another (CVE-2021-42574, "Trojan Source").
-pub(super) fn is_harmful(char: char) -> bool {
+pub(crate) fn is_harmful(char: char) -> bool {
     char.is_control()
         || matches!(char,
             '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
@@ -12,7 +12,7 @@ pub(super) fn is_harmful(char: char) -> bool {
 }
 
 /// The text with harmful characters written as `\u{…}`, and at most `max` characters long.
-pub(super) fn harmless(text: &str, max: usize) -> Cow<'_, str> {
+pub(crate) fn harmless(text: &str, max: usize) -> Cow<'_, str> {
     if text.len() <= max && !text.contains(is_harmful) {
         return Cow::Borrowed(text);
     }

@@ -1,0 +1,1 @@
+//! Where the boxes of the call graph stand.
