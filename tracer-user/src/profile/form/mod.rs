@@ -79,8 +79,6 @@ impl Report<'_> {
 
 /// Longest name that is printed, in characters.
 const NAME_MAX: usize = 48;
-/// Longest shape that is printed, in characters.
-const SHAPE_MAX: usize = 400;
 
 fn name(text: &str) -> String {
     harmless(text, NAME_MAX).into_owned()
