@@ -1,6 +1,8 @@
 //! Patterns within one invocation. Each is tallied where it is seen; `findings.rs` decides what is worth telling.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
+
+use foldhash::{HashMap, HashMapExt};
 
 use super::{
     stats::{Both, Edge, Function},

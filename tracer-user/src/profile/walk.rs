@@ -85,6 +85,16 @@ impl<'a> View<'a> {
         self.failed() || self.status().is_some_and(|status| status >= 400)
     }
 
+    /// Whether the agent saw it begin after the answer.
+    fn late(&self) -> bool {
+        self.call.is_some_and(|call| call.after_response)
+    }
+
+    /// Whether an answer may have waited for it.
+    fn awaited(&self) -> bool {
+        self.end.is_some() && !self.late()
+    }
+
     pub fn us(&self) -> Option<u64> {
         self.end.map(|end| span(self.start, end))
     }
@@ -114,13 +124,13 @@ impl<'a> Scene<'a> {
     }
 
     pub fn after_response(&self, view: &View<'_>) -> bool {
-        view.call.is_some_and(|call| call.after_response) || self.end.is_some_and(|end| view.start >= end)
+        view.late() || self.end.is_some_and(|end| view.start >= end)
     }
 
     /// The time until the answer in which at least one call was open.
     fn waiting(&self, end: i64) -> u64 {
         let (mut covered, mut total) = (self.invocation.start_us, 0u64);
-        for (_, view) in &self.calls {
+        for (_, view) in self.calls.iter().filter(|(_, view)| !view.late()) {
             let to = view.end.unwrap_or(end).min(end);
             total += span(view.start.max(covered), to);
             covered = covered.max(to);
@@ -393,8 +403,7 @@ fn critical_call(steps: &mut Vec<(Step, u64)>, view: &View<'_>, from: i64, to: i
 /// Walks back from the end: the call that returned last before a moment is what that moment waited for; where none was
 /// open, the function worked itself. Calls that were still open when the next critical one began were not waited for.
 fn critical(steps: &mut Vec<(Step, u64)>, invocation: &Invocation, from: i64, to: i64) {
-    let mut calls: Vec<View<'_>> =
-        invocation.children.iter().map(callee_of).filter(|view| view.end.is_some()).collect();
+    let mut calls: Vec<View<'_>> = invocation.children.iter().map(callee_of).filter(View::awaited).collect();
     calls.sort_by_key(|view| (view.end, view.start));
     let (mut own, mut cursor) = (0u64, to);
     for view in calls.iter().rev() {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::profile::{
-    compare::{What, compare},
+    compare::compare,
     findings::findings,
     form::{Format, Look, Report},
 };

@@ -34,12 +34,18 @@ pub(super) fn critical(steps: &[(&Step, &StepTime)], total: u64) -> Markup {
     const WIDTH: f64 = 1180.0;
     let mut x = 0.0;
     html! {
-        svg width="100%" height="22" viewBox=(format!("0 0 {WIDTH} 22")) preserveAspectRatio="none" role="img" {
+        svg width="100%" viewBox=(format!("0 0 {WIDTH} 24")) role="img" {
             @for (key, time) in steps {
                 @let wide = time.us as f64 / total.max(1) as f64 * WIDTH;
                 @let class = match key.kind { StepKind::Own => "own", StepKind::External => "ext", StepKind::Network => "net" };
-                rect class=(class) x=(at(x)) y="2" width=(at((wide - 1.0).max(0.3))) height="18" {
+                g {
                     title { (step(key)) " " (percent(time.us, total)) }
+                    rect class=(class) x=(at(x)) y="2" width=(at((wide - 2.0).max(0.3))) height="20" rx="2" {}
+                    // About 7 pixels a character; a name that does not fit is in the list below the bar.
+                    @let text = step(key);
+                    @if text.chars().count() as f64 * 7.0 + 14.0 < wide {
+                        text.inside x=(at(x + 7.0)) y="16" { (text) }
+                    }
                 }
                 @let _ = x += wide;
             }

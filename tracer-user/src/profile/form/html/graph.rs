@@ -45,7 +45,7 @@ pub(super) fn graph(profile: &Profile, look: Look) -> Markup {
     }
     let ends: Vec<(usize, usize)> = arrows.iter().map(|&(ends, ..)| ends).collect();
     let layout = lay_out(boxes.len(), BOX, &ends);
-    // Arrows that run back do so below all boxes, arrows to oneself above the box.
+    let (ports, labelled) = ports(&ends, &layout.boxes);
     let (width, height) = (layout.width + 2.0 * MARGIN, layout.height + 2.0 * MARGIN + 30.0);
     let place = |(x, y): (f64, f64)| (x + MARGIN, y + MARGIN + 16.0);
     html! {
@@ -55,7 +55,7 @@ pub(super) fn graph(profile: &Profile, look: Look) -> Markup {
                     markerUnits="userSpaceOnUse" orient="auto" { path.head d="M0 0 L8 4 L0 8 z" {} }
             }
             @for (at, (ends, function, edge)) in arrows.iter().enumerate() {
-                @let points = route(*ends, &layout.boxes, &layout.arrows[at], layout.back[at]);
+                @let points = route(*ends, ports[at], &layout.boxes, &layout.arrows[at], layout.back[at]);
                 @let points: Vec<(f64, f64)> = points.into_iter().map(place).collect();
                 @let share = edge.invocations as f64 / function.invocations.max(1) as f64;
                 path.arrow.fails[edge.errors * 20 > edge.calls] d=(curve(&points)) stroke-width=(format!("{:.1}", 0.8 + 2.0 * share))
@@ -63,13 +63,14 @@ pub(super) fn graph(profile: &Profile, look: Look) -> Markup {
                     title { (describe(function, edge)) }
                 }
             }
-            @for (at, (_, function, edge)) in arrows.iter().enumerate() {
-                @let (x, y) = place(label(ends[at], &layout.boxes, &layout.arrows[at]));
+            @for (at, (_, function, edge)) in arrows.iter().enumerate().filter(|&(at, _)| labelled[at]) {
+                @let (x, y, anchor) = label(ends[at], ports[at], &layout.boxes, layout.back[at]);
+                @let (x, y) = place((x, y));
                 g {
                     title { (describe(function, edge)) }
-                    text.small.halo x=(format!("{x:.1}")) y=(format!("{y:.1}")) text-anchor="middle" {
+                    text.small.halo x=(format!("{x:.1}")) y=(format!("{y:.1}")) text-anchor=(anchor) {
                         (percent(edge.invocations, function.invocations))
-                        @if edge.calls > edge.invocations { " × " (mean(edge.calls, edge.invocations)) }
+                        @if edge.calls * 20 > edge.invocations * 21 { " × " (mean(edge.calls, edge.invocations)) }
                         " · " (duration(edge.latency.quantile(0.5)))
                     }
                 }
@@ -109,20 +110,42 @@ fn describe(function: &Function, edge: &Edge) -> String {
     )
 }
 
+/// Labels at one box that still can be read.
+const LABELS_PER_BOX: usize = 3;
+
+/// How far from the middle of its head's box each arrow ends, so that they do not all end in one point, and whether there
+/// is room for its label. Arrows come in order of weight.
+fn ports(ends: &[(usize, usize)], boxes: &[(f64, f64)]) -> (Vec<f64>, Vec<bool>) {
+    let (mut ports, mut labelled) = (vec![0.0; ends.len()], vec![false; ends.len()]);
+    for at in 0..boxes.len() {
+        let mut arriving: Vec<usize> =
+            (0..ends.len()).filter(|&arrow| ends[arrow].1 == at && ends[arrow].0 != at).collect();
+        arriving.iter().take(LABELS_PER_BOX).for_each(|&arrow| labelled[arrow] = true);
+        arriving.sort_by(|&a, &b| boxes[ends[a].0].1.total_cmp(&boxes[ends[b].0].1));
+        let step = (BOX.1 - 10.0) / (arriving.len().max(2) - 1) as f64;
+        let step = step.min(14.0);
+        for (row, &arrow) in arriving.iter().enumerate() {
+            ports[arrow] = (row as f64 - (arriving.len() - 1) as f64 / 2.0) * step;
+        }
+    }
+    (0..ends.len()).filter(|&arrow| ends[arrow].0 == ends[arrow].1).for_each(|arrow| labelled[arrow] = true);
+    (ports, labelled)
+}
+
 /// The points of an arrow, from the edge of one box to the edge of the other.
-fn route(ends: (usize, usize), boxes: &[(f64, f64)], between: &[(f64, f64)], back: bool) -> Vec<(f64, f64)> {
+fn route(ends: (usize, usize), port: f64, boxes: &[(f64, f64)], between: &[(f64, f64)], back: bool) -> Vec<(f64, f64)> {
     let (from, to) = (boxes[ends.0], boxes[ends.1]);
     let half = BOX.0 / 2.0;
     if ends.0 == ends.1 {
         let (x, top) = (from.0, from.1 - BOX.1 / 2.0);
-        return vec![(x + 30.0, top), (x + 30.0, top - 16.0), (x - 30.0, top - 16.0), (x - 30.0, top)];
+        return vec![(x + 30.0, top), (x + 30.0, top - 14.0), (x - 30.0, top - 14.0), (x - 30.0, top)];
     }
     let mut points = vec![if back { (from.0 - half, from.1 + 8.0) } else { (from.0 + half, from.1) }];
     for &(x, y) in between {
         let (first, second) = if back { (half, -half) } else { (-half, half) };
         points.extend([(x + first, y), (x + second, y)]);
     }
-    points.push(if back { (to.0 + half, to.1 + 8.0) } else { (to.0 - half, to.1) });
+    points.push((if back { to.0 + half } else { to.0 - half }, to.1 + port));
     points
 }
 
@@ -145,15 +168,15 @@ fn curve(points: &[(f64, f64)]) -> String {
     out
 }
 
-/// Where the label stands: in the gap before the head, where arrows have parted.
-fn label(ends: (usize, usize), boxes: &[(f64, f64)], between: &[(f64, f64)]) -> (f64, f64) {
-    let (from, to) = (boxes[ends.0], boxes[ends.1]);
+/// Where the label stands, and its anchor: on the last stretch of the arrow, which is level.
+fn label(ends: (usize, usize), port: f64, boxes: &[(f64, f64)], back: bool) -> (f64, f64, &'static str) {
+    let to = boxes[ends.1];
     if ends.0 == ends.1 {
-        return (from.0, from.1 - BOX.1 / 2.0 - 19.0);
+        return (to.0, to.1 - BOX.1 / 2.0 - 17.0, "middle");
     }
-    let last = between.last().copied().unwrap_or(from);
-    let side = if last.0 < to.0 { -1.0 } else { 1.0 };
-    let end = (to.0 + side * BOX.0 / 2.0, to.1);
-    let begin = (last.0 - side * BOX.0 / 2.0, last.1);
-    (begin.0 + (end.0 - begin.0) * 0.56, begin.1 + (end.1 - begin.1) * 0.62 - 5.0)
+    if back {
+        (to.0 + BOX.0 / 2.0 + 10.0, to.1 + port - 4.0, "start")
+    } else {
+        (to.0 - BOX.0 / 2.0 - 10.0, to.1 + port - 4.0, "end")
+    }
 }
