@@ -15,6 +15,7 @@ use super::{
     compare::compare,
     findings::findings,
     form::{Format, Look, Report},
+    late::Late,
 };
 use crate::path::Line;
 
@@ -117,6 +118,7 @@ pub fn read_lines(
     errors: &mut dyn Write,
 ) -> io::Result<()> {
     let (mut line, mut number, mut broken) = (Vec::new(), 0u64, 0u64);
+    let mut late = Late::default();
     loop {
         line.clear();
         if io::Read::take(&mut reader, LINE_MAX).read_until(b'\n', &mut line)? == 0 {
@@ -127,7 +129,7 @@ pub fn read_lines(
         if text.is_empty() {
             continue;
         }
-        if let Err(error) = read_line(profile, text) {
+        if let Err(error) = read_line(profile, &mut late, text) {
             broken += 1;
             if broken <= BROKEN_MAX {
                 // Who reads on although nobody reads the errors is right to.
@@ -135,17 +137,17 @@ pub fn read_lines(
             }
         }
     }
+    late.finish(profile);
     if broken > BROKEN_MAX {
         let _ = writeln!(errors, "{name}: {broken} of {number} lines passed over");
     }
     Ok(())
 }
 
-fn read_line(profile: &mut Profile, line: &[u8]) -> Result<(), String> {
+fn read_line(profile: &mut Profile, late: &mut Late, line: &[u8]) -> Result<(), String> {
     let text = str::from_utf8(line).map_err(|error| error.to_string())?;
     match Line::parse(text).map_err(|error| error.to_string())? {
-        Some(Line::Path(path)) => profile.add(&path),
-        Some(Line::Late(_)) => profile.late += 1,
+        Some(line) => late.line(profile, line),
         // `Line` knows no profiles, and those of other programs' lines that look like one are rare enough to be parsed.
         None if text.contains(r#""type":"profile""#) => {
             profile.merge(serde_json::from_str(text).map_err(|error| error.to_string())?);

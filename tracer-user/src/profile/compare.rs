@@ -230,7 +230,7 @@ pub fn mann_whitney(old: &Histogram, new: &Histogram) -> f64 {
         ties += tied * (tied * tied - 1.0);
     }
     let variance = n_old * n_new / 12.0 * (all + 1.0 - ties / (all * (all - 1.0)));
-    if !(variance > 0.0) {
+    if variance.is_nan() || variance <= 0.0 {
         return 1.0;
     }
     let distance = ((u - n_old * n_new / 2.0).abs() - 0.5).max(0.0);
@@ -243,7 +243,7 @@ fn proportions((old, of_old): (u64, u64), (new, of_new): (u64, u64)) -> f64 {
     let (a, n, b, m) = (old as f64, of_old as f64, new as f64, of_new as f64);
     let pooled = (a + b) / (n + m);
     let expected = pooled.min(1.0 - pooled) * n.min(m);
-    if !(expected >= 5.0) {
+    if expected.is_nan() || expected < 5.0 {
         return 1.0;
     }
     let difference = ((a / n - b / m).abs() - (1.0 / n + 1.0 / m) / 2.0).max(0.0);

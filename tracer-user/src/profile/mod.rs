@@ -10,6 +10,7 @@ pub mod compare;
 pub mod findings;
 pub mod form;
 pub mod histogram;
+pub mod late;
 mod patterns;
 pub mod sample;
 pub mod stats;
@@ -45,7 +46,7 @@ pub struct Profile {
     pub paths: u64,
     /// Of these, paths of which a part is missing.
     pub incomplete: u64,
-    /// Parts that came apart from their path. They are counted here and nowhere else.
+    /// Parts that came so late that their path was counted already ([`late`]). They are counted here and nowhere else.
     pub late: u64,
     /// Paths that begin with a call that no invocation made (a timer, background work).
     pub root_calls: u64,

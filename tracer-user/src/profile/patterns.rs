@@ -188,7 +188,9 @@ pub fn pairs(function: &mut Function, scene: &Scene<'_>) {
 fn known(scene: &Scene<'_>, view: &View<'_>) -> bool {
     let (Some(inbound), Some(http)) = (scene.invocation.http.as_ref(), view.http()) else { return false };
     // The first of several parts is the name of what is asked for, the rest are values.
-    let parts = http.path.split('/').skip(1);
-    let values = if parts.clone().count() > 1 { parts.skip(1) } else { parts.skip(0) };
-    values.into_iter().all(|part| inbound.path.split('/').any(|given| given == part))
+    let parts = http.path.split('/').count();
+    http.path
+        .split('/')
+        .skip(if parts > 2 { 2 } else { 1 })
+        .all(|part| inbound.path.split('/').any(|given| given == part))
 }

@@ -164,3 +164,44 @@ fn a_file_is_replaced_whole_or_not_at_all() {
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
     std::fs::remove_dir_all(&folder).unwrap();
 }
+
+#[test]
+fn parts_that_come_late_are_put_where_they_belong() {
+    use crate::path::{Late, LateType, Line, SpanId, Time, Version};
+    let whole = |ended: bool, mail: bool| {
+        let mut slow = Call { span_id: SpanId(7), duration_us: Some(5000), ..outside("x", 100, 0) };
+        if !ended {
+            slow.duration_us = None;
+        }
+        let mut children = vec![slow.node()];
+        if mail {
+            children.push(Call { span_id: SpanId(8), after_response: true, ..outside("mail", 1200, 300) }.node());
+        }
+        path(1, invocation("a", 0, 1000, children))
+    };
+    let late = |parent: u64, us: i64, root: Node| {
+        Line::Late(Late {
+            fntrace: Version,
+            kind: LateType::Late,
+            trace_id: path(1, invocation("a", 0, 0, vec![])).trace_id,
+            parent_span_id: Some(SpanId(parent)),
+            start: Time(path(1, invocation("a", 0, 0, vec![])).start.0 + us),
+            complete: true,
+            missing: Vec::new(),
+            root,
+        })
+    };
+    let lines = [
+        Line::Path(whole(false, false)),
+        late(1, 100, Call { span_id: SpanId(7), ..outside("x", 0, 5000) }.node()),
+        late(1, 1200, Call { span_id: SpanId(8), after_response: true, ..outside("mail", 0, 300) }.node()),
+        late(99, 0, Call { span_id: SpanId(9), ..outside("nobody's", 0, 300) }.node()),
+    ];
+    let text: Vec<String> = lines.iter().map(|line| serde_json::to_string(line).unwrap()).collect();
+    let mut profile = Profile::default();
+    read_lines(&mut profile, text.join("\n").as_bytes(), "in", &mut Vec::new()).unwrap();
+    let mut expect = Profile { late: 1, ..Profile::default() };
+    expect.add(&whole(true, true));
+    assert_eq!(profile, expect);
+    assert_eq!(edge(&profile, "a", "mail", true).after_response, 1);
+}

@@ -39,7 +39,7 @@ fn independent_calls_in_either_order() {
 
 #[test]
 fn independent_calls_where_the_second_is_made_in_spite_of_the_first() {
-    let failing = |id: u64| if id % 20 == 0 { 404 } else { 200 };
+    let failing = |id: u64| if id.is_multiple_of(20) { 404 } else { 200 };
     let found = told(&profile(100, |id| two_reads(id, false, failing(id), &format!("/b/{id}"))), Kind::SerialCalls);
     assert_eq!(found.confidence, Confidence::Likely);
     // Once it was not made: the first is needed, if only to know whether to go on.
@@ -222,7 +222,7 @@ fn circles() {
 }
 
 fn cold(id: u64, every: u64, extra: u64) -> Invocation {
-    let is_cold = id % every == 0;
+    let is_cold = id.is_multiple_of(every);
     let us = 1000 + id % 100 + if is_cold { extra } else { 0 };
     let mut callee = call("b", 100, us, vec![]);
     if let Some(Node::Invocation(inner)) = callee.children.first_mut() {

@@ -14,16 +14,24 @@ fn at(value: f64) -> String {
     format!("{value:.1}")
 }
 
+/// Where parts of a bar begin and how wide they are.
+fn cut(parts: impl Iterator<Item = u64>, total: u64, width: f64) -> Vec<(f64, f64)> {
+    let mut x = 0.0;
+    let place = |part: u64| {
+        let wide = part as f64 / total.max(1) as f64 * width;
+        x += wide;
+        (x - wide, wide)
+    };
+    parts.map(place).collect()
+}
+
 /// A bar cut into shares, each with its class.
 pub(super) fn shares(parts: &[(&str, u64)], width: f64) -> Markup {
-    let total = parts.iter().map(|(_, part)| part).sum::<u64>().max(1) as f64;
-    let mut x = 0.0;
+    let places = cut(parts.iter().map(|&(_, part)| part), parts.iter().map(|(_, part)| part).sum(), width);
     html! {
         svg width=(width) height="10" viewBox=(format!("0 0 {width} 10")) role="img" {
-            @for (class, part) in parts {
-                @let wide = *part as f64 / total * width;
+            @for ((class, _), (x, wide)) in parts.iter().zip(places) {
                 rect class=(class) x=(at(x)) y="0" width=(at(wide)) height="10" {}
-                @let _ = x += wide;
             }
         }
     }
@@ -32,22 +40,20 @@ pub(super) fn shares(parts: &[(&str, u64)], width: f64) -> Markup {
 /// The steps of a critical path as one bar.
 pub(super) fn critical(steps: &[(&Step, &StepTime)], total: u64) -> Markup {
     const WIDTH: f64 = 1180.0;
-    let mut x = 0.0;
+    let places = cut(steps.iter().map(|(_, time)| time.us), total, WIDTH);
     html! {
         svg width="100%" viewBox=(format!("0 0 {WIDTH} 24")) role="img" {
-            @for (key, time) in steps {
-                @let wide = time.us as f64 / total.max(1) as f64 * WIDTH;
+            @for ((key, time), (x, wide)) in steps.iter().zip(places) {
                 @let class = match key.kind { StepKind::Own => "own", StepKind::External => "ext", StepKind::Network => "net" };
+                @let text = step(key);
                 g {
-                    title { (step(key)) " " (percent(time.us, total)) }
+                    title { (text) " " (percent(time.us, total)) }
                     rect class=(class) x=(at(x)) y="2" width=(at((wide - 2.0).max(0.3))) height="20" rx="2" {}
                     // About 7 pixels a character; a name that does not fit is in the list below the bar.
-                    @let text = step(key);
                     @if text.chars().count() as f64 * 7.0 + 14.0 < wide {
                         text.inside x=(at(x + 7.0)) y="16" { (text) }
                     }
                 }
-                @let _ = x += wide;
             }
         }
     }
