@@ -21,7 +21,7 @@ pub struct Layout {
 }
 
 /// Space between two columns: an arrow's label stands in it.
-const COLUMN_GAP: f64 = 140.0;
+const COLUMN_GAP: f64 = 170.0;
 /// Space between two boxes of a column.
 const ROW_GAP: f64 = 26.0;
 

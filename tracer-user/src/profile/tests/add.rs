@@ -205,3 +205,14 @@ fn parts_that_come_late_are_put_where_they_belong() {
     assert_eq!(profile, expect);
     assert_eq!(edge(&profile, "a", "mail", true).after_response, 1);
 }
+
+#[test]
+fn the_command_line_is_sound() {
+    use crate::profile::cli::Args;
+    use clap::Args as _;
+    Args::augment_args(clap::Command::new("profile")).debug_assert();
+    let parse = |args: &[&str]| Args::augment_args(clap::Command::new("profile")).try_get_matches_from(args);
+    parse(&["profile", "-", "a.ndjson", "--format", "html", "--against", "old.json", "--top", "5", "-o", "x.html"])
+        .unwrap();
+    parse(&["profile", "--format", "pdf"]).unwrap_err();
+}

@@ -18,17 +18,49 @@ fn render(profile: &Profile, against: Option<&Profile>, format: Format, look: Lo
 
 const FORMATS: [Format; 5] = [Format::Table, Format::Json, Format::Dot, Format::Folded, Format::Html];
 
+/// A function that does much that it should not.
+fn report(id: u64) -> Invocation {
+    let mut children = vec![call("reporting-list-orders-of-customer", 500, 4000, vec![]).asks("GET", "/orders", 200)];
+    let rows = (0..8).map(|row| {
+        call("order-details", 5000 + row * 1100, 1000, vec![]).asks(
+            "GET",
+            &format!("/order/{}", id * 8 + row as u64),
+            200,
+        )
+    });
+    children.extend(rows);
+    for at in [14_000, 16_500] {
+        children.push(outside("config.internal:8500", at, 2000).asks("GET", "/v1/kv/currency", 200));
+    }
+    for at in [19_000, 20_000] {
+        children.push(outside("legacy.example", at, 300).asks("POST", "/sync", 503));
+    }
+    let mut slow = call("thumbnailer", 21_000, if id % 50 == 0 { 400_000 } else { 9000 }, vec![]);
+    if let Some(Node::Invocation(inner)) = slow.children.first_mut() {
+        inner.cold = id % 50 == 0;
+        inner
+            .children
+            .push(call("report", 22_000, 3000, vec![call("order-details", 22_500, 800, vec![]).node()]).node());
+    }
+    let end = 21_000 + slow.duration_us.unwrap_or(0) as i64 + 2000;
+    children.push(slow.node());
+    children.push(call("audit-log", end - 1500, 8000, vec![]).asks("POST", "/audit", 200));
+    invocation("report", 0, end as u64, children)
+}
+
 /// Writes the shop's page, to be looked at: `cargo test -p tracer-user --lib -- --ignored a_page_to_look_at`.
 #[test]
 #[ignore = "writes a file for people to look at"]
 fn a_page_to_look_at() {
     let mut random = numbers();
     let old = profile(3000, |_| shop(&mut random));
-    let new = profile(3000, |_| {
+    let mut new = profile(3000, |_| {
         let mut root = shop(&mut random);
         root.duration_us = root.duration_us.map(|us| us + 4000);
         root
     });
+    // Of everything that can be found something, in functions with names as people give them.
+    (0..400).for_each(|id| new.add(&path(10_000 + id, report(id))));
     for format in FORMATS {
         let file = std::env::temp_dir().join(format!("fntrace-profile.{format:?}"));
         std::fs::write(&file, render(&new, Some(&old), format, Look::default())).unwrap();

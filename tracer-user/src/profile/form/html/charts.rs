@@ -91,7 +91,10 @@ pub(super) fn histogram(times: &Histogram) -> Markup {
             @for (label, q) in [("p50", 0.5), ("p99", 0.99)] {
                 @let x = place(times.quantile(q)).clamp(0.0, 1.0) * WIDTH;
                 line.axis x1=(at(x)) x2=(at(x)) y1="10" y2=(HEIGHT + 12.0) stroke-dasharray="3 3" {}
-                text.small x=(at(x.clamp(12.0, WIDTH - 12.0))) y="8" text-anchor="middle" { (label) }
+                // Where both are near each other, one name is enough.
+                @if label == "p50" || x - place(times.quantile(0.5)) * WIDTH > 26.0 {
+                    text.small x=(at(x.clamp(12.0, WIDTH - 12.0))) y="8" text-anchor="middle" { (label) }
+                }
             }
             text.small x="0" y=(HEIGHT + 26.0) { (duration(times.min())) }
             text.small x=(WIDTH / 2.0) y=(HEIGHT + 26.0) text-anchor="middle" {

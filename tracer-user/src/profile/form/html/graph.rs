@@ -110,6 +110,8 @@ fn describe(function: &Function, edge: &Edge) -> String {
     )
 }
 
+/// How long the last stretch of an arrow is.
+const LEVEL: f64 = 104.0;
 /// Labels at one box that still can be read.
 const LABELS_PER_BOX: usize = 3;
 
@@ -145,7 +147,9 @@ fn route(ends: (usize, usize), port: f64, boxes: &[(f64, f64)], between: &[(f64,
         let (first, second) = if back { (half, -half) } else { (-half, half) };
         points.extend([(x + first, y), (x + second, y)]);
     }
-    points.push((if back { to.0 + half } else { to.0 - half }, to.1 + port));
+    // The last stretch is level: the label stands on it.
+    let side = if back { 1.0 } else { -1.0 };
+    points.extend([LEVEL, 0.0].map(|away| (to.0 + side * (half + away), to.1 + port)));
     points
 }
 
