@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use crate::{
     cgroup::Mount,
     demo::{self, DemoArgs, Tracing},
-    doctor,
+    doctor, infer, profile,
     run::{self, Output, Refusal, RunArgs},
 };
 
@@ -46,6 +46,10 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Make profiles of functions from call paths: where the time goes, and what to change
+    Profile(profile::cli::Args),
+    /// Put recorded traces through the inference of who made which call, and score it
+    Replay(infer::cli::Args),
     /// A function of the demo's shop
     #[command(hide = true)]
     DemoFunction {
@@ -75,9 +79,19 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             single_threaded()?.block_on(run_demo(&demo, output)).map(|()| ExitCode::SUCCESS)
         }
         Command::Doctor { json } => Ok(doctor::run(json)?),
+        Command::Profile(args) => profile::cli::run(&args),
+        Command::Replay(args) => quiet(infer::cli::run(&args, &mut std::io::stdout().lock())),
         Command::DemoFunction { name } => {
             single_threaded()?.block_on(demo::serve_function(&name)).map(|()| ExitCode::SUCCESS)
         }
+    }
+}
+
+/// A reader that has seen enough is no failure.
+fn quiet(result: Result<()>) -> Result<ExitCode> {
+    match result {
+        Err(error) if run::is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
+        result => result.map(|()| ExitCode::SUCCESS),
     }
 }
 

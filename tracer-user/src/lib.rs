@@ -17,6 +17,7 @@ pub mod host;
 pub mod infer;
 pub mod name;
 pub mod path;
+pub mod profile;
 pub mod run;
 mod signals;
 pub mod sink;

@@ -60,6 +60,65 @@ impl Serialize for Time {
     }
 }
 
+/// A string of a line, taken from it where it stands if nothing in it is escaped. (`Cow` always copies when it is read.)
+struct Text<'a>(Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = Text<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+            fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Text<'de>, E> {
+                self.visit_string(text.to_owned())
+            }
+            fn visit_string<E: de::Error>(self, text: String) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Owned(text)))
+            }
+        }
+        deserializer.deserialize_str(Visitor)
+    }
+}
+
+impl Text<'_> {
+    fn shared(self) -> Arc<str> {
+        self.0.as_ref().into()
+    }
+
+    /// Without a copy if it is one of the words that nearly all lines hold.
+    fn word(self) -> Cow<'static, str> {
+        const WORDS: [&str; 20] = [
+            "GET",
+            "POST",
+            "PUT",
+            "DELETE",
+            "PATCH",
+            "HEAD",
+            "injected",
+            "kept",
+            "adopted",
+            "destination",
+            "no_request",
+            "opaque",
+            "exclusive",
+            "header",
+            "thread",
+            "lineage",
+            "coroutine",
+            "loop",
+            "inferred",
+            "none",
+        ];
+        let known = WORDS.iter().find(|word| **word == self.0);
+        known.map_or_else(|| Cow::Owned(self.0.into_owned()), |word| Cow::Borrowed(*word))
+    }
+}
+
 fn hex64(text: &str) -> Option<u64> {
     // `from_str_radix` alone would take a sign.
     let digits = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -68,7 +127,7 @@ fn hex64(text: &str) -> Option<u64> {
 
 impl<'de> Deserialize<'de> for TraceId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = Cow::<'de, str>::deserialize(deserializer)?;
+        let Text(text) = Text::deserialize(deserializer)?;
         let halves = text.split_at_checked(16).and_then(|(high, low)| Some([hex64(high)?, hex64(low)?]));
         halves.map(Self).ok_or_else(|| de::Error::custom("a trace id has 32 hex digits"))
     }
@@ -76,14 +135,14 @@ impl<'de> Deserialize<'de> for TraceId {
 
 impl<'de> Deserialize<'de> for SpanId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = Cow::<'de, str>::deserialize(deserializer)?;
+        let Text(text) = Text::deserialize(deserializer)?;
         hex64(&text).map(Self).ok_or_else(|| de::Error::custom("a span id has 16 hex digits"))
     }
 }
 
 impl<'de> Deserialize<'de> for Time {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = Cow::<'de, str>::deserialize(deserializer)?;
+        let Text(text) = Text::deserialize(deserializer)?;
         text.parse::<Timestamp>().map(|time| Self(time.as_microsecond())).map_err(de::Error::custom)
     }
 }
@@ -191,6 +250,10 @@ impl Line {
             #[serde(rename = "type", borrow)]
             kind: Cow<'a, str>,
         }
+        // Nearly every line is a path, and says so where this agent puts it: no need to look for the type first.
+        if json.starts_with(r#"{"fntrace":1,"type":"path","#) {
+            return serde_json::from_str(json).map(|path| Some(Self::Path(path)));
+        }
         match &*serde_json::from_str::<Probe<'_>>(json)?.kind {
             "path" => serde_json::from_str(json).map(|path| Some(Self::Path(path))),
             "late" => serde_json::from_str(json).map(|late| Some(Self::Late(late))),
@@ -200,7 +263,7 @@ impl Line {
 }
 
 /// A span of a path.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Node {
     /// An execution of a function: a server span.
@@ -243,16 +306,112 @@ impl Node {
     }
 }
 
+/// Reads either kind of span in one go. What serde derives for an enum with its tag inside keeps all of a span aside, with
+/// all under it, until the tag is found: at each level again, which took most of the time of reading a path.
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        enum Kind {
+            Invocation,
+            Call,
+        }
+        // The fields of both; those without `Option` may be left out in both.
+        #[derive(Deserialize)]
+        struct Either<'a> {
+            kind: Kind,
+            span_id: SpanId,
+            start_us: i64,
+            trace_id: Option<TraceId>,
+            outside_parent: Option<SpanId>,
+            #[serde(borrow)]
+            function: Option<Text<'a>>,
+            #[serde(borrow)]
+            sandbox: Option<Text<'a>>,
+            pid: Option<u32>,
+            #[serde(borrow)]
+            to: Option<Text<'a>>,
+            #[serde(borrow)]
+            peer: Option<Text<'a>>,
+            #[serde(borrow)]
+            host: Option<Text<'a>>,
+            duration_us: Option<u64>,
+            first_byte_us: Option<i64>,
+            #[serde(default = "yes")]
+            ended: bool,
+            #[serde(default)]
+            cold: bool,
+            http: Option<Http>,
+            joined_by: Option<JoinedBy>,
+            #[serde(borrow)]
+            protocol: Option<Text<'a>>,
+            #[serde(borrow)]
+            tag: Option<Text<'a>>,
+            #[serde(borrow)]
+            parent_by: Option<Text<'a>>,
+            #[serde(default)]
+            after_response: bool,
+            #[serde(borrow)]
+            error: Option<Text<'a>>,
+            #[serde(default)]
+            children: Vec<Node>,
+        }
+        fn need<T, E: de::Error>(value: Option<T>, field: &'static str) -> Result<T, E> {
+            value.ok_or_else(|| E::missing_field(field))
+        }
+        let either = Either::deserialize(deserializer)?;
+        let Either { span_id, trace_id, start_us, duration_us, first_byte_us, ended, http, children, .. } = either;
+        let error = either.error.map(Text::word);
+        Ok(match either.kind {
+            Kind::Invocation => Self::Invocation(Invocation {
+                span_id,
+                trace_id,
+                outside_parent: either.outside_parent,
+                function: need(either.function, "function")?.shared(),
+                sandbox: need(either.sandbox, "sandbox")?.shared(),
+                pid: need(either.pid, "pid")?,
+                start_us,
+                duration_us,
+                first_byte_us,
+                ended,
+                cold: either.cold,
+                http,
+                joined_by: either.joined_by,
+                error,
+                children,
+            }),
+            Kind::Call => Self::Call(Call {
+                span_id,
+                trace_id,
+                to: need(either.to, "to")?.shared(),
+                peer: need(either.peer, "peer")?.shared(),
+                host: either.host.map(|host| host.0.as_ref().into()),
+                start_us,
+                duration_us,
+                first_byte_us,
+                ended,
+                http,
+                protocol: either.protocol.map(Text::word),
+                tag: need(either.tag, "tag")?.word(),
+                parent_by: need(either.parent_by, "parent_by")?.word(),
+                after_response: either.after_response,
+                error,
+                children,
+            }),
+        })
+    }
+}
+
 /// An execution of a function in a sandbox.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Invocation {
     /// The span id that the agent gave it.
     pub span_id: SpanId,
     /// Its trace id, where the application's own tracing made it differ from the path's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub trace_id: Option<TraceId>,
     /// The parent id that came in, where no call that this agent saw has it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub outside_parent: Option<SpanId>,
     /// The function's name.
     pub function: Arc<str>,
@@ -263,75 +422,71 @@ pub struct Invocation {
     /// Start in µs after the start of the line.
     pub start_us: i64,
     /// None if it was not seen to end.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_us: Option<u64>,
     /// When the response's first byte left, in µs after the start of the line.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub first_byte_us: Option<i64>,
     /// Whether it was seen to end.
-    #[serde(default = "yes", skip_serializing_if = "is_true")]
+    #[serde(skip_serializing_if = "is_true")]
     pub ended: bool,
     /// The first request of a sandbox that was made while the agent watched.
-    #[serde(default)]
     pub cold: bool,
     /// Request and response; absent if the head could not be read.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub http: Option<Http>,
     /// How it was joined to the call above it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub joined_by: Option<JoinedBy>,
     /// What went wrong below HTTP.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<Cow<'static, str>>,
     /// The calls that it made, in order of start.
-    #[serde(default)]
     pub children: Vec<Node>,
 }
 
 /// A request that a sandbox sent.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Call {
     /// The span id in its tag, or that its tag would have had.
     pub span_id: SpanId,
     /// Its trace id, where the application's own tracing made it differ from the path's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub trace_id: Option<TraceId>,
     /// The function that answered, if its sandbox is traced; else the same as `peer`.
     pub to: Arc<str>,
     /// Address and port of the peer, as the caller's socket sees it.
     pub peer: Arc<str>,
     /// The Host header.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub host: Option<Box<str>>,
     /// Start in µs after the start of the line.
     pub start_us: i64,
     /// None if it was not seen to end.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_us: Option<u64>,
     /// When the response's first byte came, in µs after the start of the line.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub first_byte_us: Option<i64>,
     /// Whether it was seen to end.
-    #[serde(default = "yes", skip_serializing_if = "is_true")]
+    #[serde(skip_serializing_if = "is_true")]
     pub ended: bool,
     /// Request and response; absent if the head could not be read.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub http: Option<Http>,
     /// `opaque`: the connection does not speak HTTP/1, and the call lasts as long as the connection.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub protocol: Option<Cow<'static, str>>,
     /// What became of the tag: a name of `tracer_ebpf::record::Tag`.
     pub tag: Cow<'static, str>,
     /// Which rule named the invocation: a name of `tracer_ebpf::record::Rule`.
     pub parent_by: Cow<'static, str>,
     /// Made when the invocation had already answered.
-    #[serde(default)]
     pub after_response: bool,
     /// What went wrong below HTTP.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<Cow<'static, str>>,
     /// The invocation that it caused, if that is known.
-    #[serde(default)]
     pub children: Vec<Node>,
 }
 
@@ -339,6 +494,7 @@ pub struct Call {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Http {
     /// The method.
+    #[serde(deserialize_with = "word")]
     pub method: Cow<'static, str>,
     /// The path without the query.
     pub path: Box<str>,
@@ -360,6 +516,10 @@ pub enum JoinedBy {
     Wire,
 }
 
+fn word<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Cow<'static, str>, D::Error> {
+    Text::deserialize(deserializer).map(Text::word)
+}
+
 fn yes() -> bool {
     true
 }
@@ -367,4 +527,29 @@ fn yes() -> bool {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_true(value: &bool) -> bool {
     *value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CALL: &str = r#"{"children":[],"to":"a\nb","peer":"p","start_us":-5,"tag":"of tomorrow","parent_by":"loop",
+        "span_id":"00000000000000ff","new":{"kind":[1]},"kind":"call","http":{"method":"BREW","path":"/ü"}}"#;
+
+    #[test]
+    fn keys_come_in_any_order_and_unknown_ones_are_passed_over() {
+        let Node::Call(call) = serde_json::from_str(CALL).unwrap() else { panic!("not a call") };
+        assert_eq!((&*call.to, call.start_us, &*call.tag, call.ended), ("a\nb", -5, "of tomorrow", true));
+        assert_eq!(call.http.map(|http| http.method), Some("BREW".into()));
+        // From a reader as from a string: nothing can be borrowed there.
+        assert_eq!(serde_json::from_reader::<_, Node>(CALL.as_bytes()).unwrap(), serde_json::from_str(CALL).unwrap());
+    }
+
+    #[test]
+    fn a_span_without_what_its_kind_needs_is_refused() {
+        let error = serde_json::from_str::<Node>(&CALL.replace("\"call\"", "\"invocation\"")).unwrap_err().to_string();
+        assert!(error.contains("missing field `function`"), "{error}");
+        assert!(serde_json::from_str::<Node>(&CALL.replace("\"call\"", "\"cell\"")).is_err());
+        assert!(serde_json::from_str::<Node>(&CALL.replace("00ff", "0+ff")).is_err());
+    }
 }

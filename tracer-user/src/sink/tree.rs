@@ -272,7 +272,7 @@ fn outcome(row: &mut Row, http: Option<&Http>, error: Option<&str>, duration_us:
 }
 
 /// Three digits, in the unit that fits.
-fn duration(us: u64) -> String {
+pub(crate) fn duration(us: u64) -> String {
     match us {
         0..1000 => format!("{us} µs"),
         1000..10_000 => format!("{:.2} ms", us as f64 / 1e3),

@@ -1,0 +1,158 @@
+//! `fntrace profile`: paths in, a profile out.
+
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader, BufWriter, IsTerminal, Write},
+    path::{Path as FilePath, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Context;
+
+use super::{
+    Profile,
+    bounded::Merge,
+    compare::compare,
+    findings::findings,
+    form::{Format, Look, Report},
+    late::Late,
+};
+use crate::path::Line;
+
+/// Makes a profile of call paths: where the time goes, and what to change.
+///
+/// Reads what `fntrace run` writes (ndjson), or profiles that were written with `--format json`, which it merges.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Files to read; `-` is standard input, which is also read if there is none.
+    #[arg(value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// The form of the output.
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+    /// Compare with this file: what got slower, what appeared, what vanished.
+    #[arg(long, value_name = "OLD")]
+    against: Option<PathBuf>,
+    /// Rows of each table, boxes of each graph.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    top: usize,
+    /// Write to this file instead of standard output; it is replaced whole.
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Whether to write colours.
+    #[arg(long, value_enum, default_value_t)]
+    color: Color,
+}
+
+/// When to write colours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum Color {
+    /// On a terminal, unless NO_COLOR is set.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// Does it. Broken lines are reported on `errors` and passed over.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let mut errors = io::stderr().lock();
+    let stdin = PathBuf::from("-");
+    let files = if args.files.is_empty() { std::slice::from_ref(&stdin) } else { &args.files };
+    let mut profile = Profile::default();
+    for file in files {
+        read(&mut profile, file, &mut errors)?;
+    }
+    let changes = match &args.against {
+        Some(file) => {
+            let mut old = Profile::default();
+            read(&mut old, file, &mut errors)?;
+            Some(compare(&old, &profile))
+        }
+        None => None,
+    };
+    let findings = findings(&profile);
+    let report = Report { profile: &profile, findings: &findings, changes: changes.as_deref() };
+    let terminal = args.output.is_none() && io::stdout().is_terminal();
+    let colour = match args.color {
+        Color::Auto => terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+        Color::Always => true,
+        Color::Never => false,
+    };
+    let look = Look { top: args.top, colour, ..Look::default() };
+    if let Some(file) = &args.output {
+        super::write_atomically(file, |out| report.write(args.format, look, out))
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut out = BufWriter::new(io::stdout().lock());
+    match report.write(args.format, look, &mut out).and_then(|()| out.flush()) {
+        // Whoever read has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
+        result => result.map(|()| ExitCode::SUCCESS).context("cannot write the profile"),
+    }
+}
+
+fn read(profile: &mut Profile, file: &FilePath, errors: &mut dyn Write) -> anyhow::Result<()> {
+    let name = file.display().to_string();
+    if name == "-" {
+        return read_lines(profile, io::stdin().lock(), "standard input", errors).context("cannot read standard input");
+    }
+    let opened = File::open(file).with_context(|| format!("cannot open {name}"))?;
+    read_lines(profile, BufReader::with_capacity(1 << 16, opened), &name, errors)
+        .with_context(|| format!("cannot read {name}"))
+}
+
+/// Longest line of paths: what is longer is no path of this agent's. A profile's line may be longer.
+const LINE_MAX: u64 = 256 << 20;
+/// Broken lines that are reported each for itself.
+const BROKEN_MAX: u64 = 20;
+
+/// Reads lines of paths and profiles into `profile`.
+pub fn read_lines(
+    profile: &mut Profile,
+    mut reader: impl BufRead,
+    name: &str,
+    errors: &mut dyn Write,
+) -> io::Result<()> {
+    let (mut line, mut number, mut broken) = (Vec::new(), 0u64, 0u64);
+    let mut late = Late::default();
+    loop {
+        line.clear();
+        if io::Read::take(&mut reader, LINE_MAX).read_until(b'\n', &mut line)? == 0 {
+            break;
+        }
+        number += 1;
+        let text = line.trim_ascii();
+        if text.is_empty() {
+            continue;
+        }
+        if let Err(error) = read_line(profile, &mut late, text) {
+            broken += 1;
+            if broken <= BROKEN_MAX {
+                // Who reads on although nobody reads the errors is right to.
+                let _ = writeln!(errors, "{name}: line {number} passed over: {error}");
+            }
+        }
+    }
+    late.finish(profile);
+    if broken > BROKEN_MAX {
+        let _ = writeln!(errors, "{name}: {broken} of {number} lines passed over");
+    }
+    Ok(())
+}
+
+fn read_line(profile: &mut Profile, late: &mut Late, line: &[u8]) -> Result<(), String> {
+    let text = str::from_utf8(line).map_err(|error| error.to_string())?;
+    match Line::parse(text).map_err(|error| error.to_string())? {
+        Some(line) => late.line(profile, line),
+        // `Line` knows no profiles, and those of other programs' lines that look like one are rare enough to be parsed.
+        None if text.contains(r#""type":"profile""#) => {
+            profile.merge(serde_json::from_str(text).map_err(|error| error.to_string())?);
+        }
+        None => {}
+    }
+    Ok(())
+}
