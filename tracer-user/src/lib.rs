@@ -12,6 +12,7 @@ pub mod demo;
 pub mod doctor;
 pub mod head;
 pub mod host;
+pub mod input;
 pub mod name;
 pub mod path;
 pub mod run;
