@@ -10,6 +10,7 @@ mod bpf;
 pub mod cgroup;
 pub mod demo;
 pub mod doctor;
+pub mod forecast;
 pub mod head;
 pub mod host;
 pub mod input;
