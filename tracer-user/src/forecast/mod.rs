@@ -5,17 +5,27 @@
 //! Only what has happened by the time of the forecast is used. All tables are bounded: full of hostile names they hold
 //! some 60 MB, and what was longest unused makes room.
 
+pub mod cli;
 mod counts;
+mod decide;
 mod delays;
+pub mod eval;
+mod merge;
 mod model;
+mod predict;
 mod race;
+mod score;
 mod state;
 mod table;
 mod timing;
+mod warm;
 
 use std::sync::Arc;
 
+use serde::Serialize;
+
 use counts::{END, Fun, NOVEL};
+pub use decide::{ForecastType, Line, Rule};
 use model::{Model, Outlook};
 use state::State;
 use table::{Table, name_hash};
@@ -25,6 +35,8 @@ use timing::Timing;
 const NAMES: usize = 4096;
 /// Observations below which a forecast says that it does not know.
 const THIN: f32 = 5.0;
+/// Forecasts that are remembered as handed out, for each path.
+const TOLD: usize = 32;
 
 /// Something that happened in a path. `path` names the path, `call` a call in it (a span id, say); both are the
 /// caller's to choose. Times are µs since 1970.
@@ -73,10 +85,12 @@ pub enum Event<'a> {
 }
 
 /// A call that may come.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Forecast {
     /// Who will be called: a function or an external service.
     pub callee: Arc<str>,
+    /// Nobody was ever seen to begin to work on a call to it, so it seems to be an external service.
+    pub external: bool,
     /// The probability that it is called within the horizon.
     pub probability: f32,
     /// The probability that it is what the path calls next.
@@ -104,17 +118,43 @@ pub struct Next {
     pub known: bool,
 }
 
+/// As of when a path is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AsOf {
+    /// Just after its latest call.
+    Call,
+    /// After its latest event, which may be the start or the answer of a call.
+    Latest,
+}
+
+#[derive(Debug)]
+struct Name {
+    name: Arc<str>,
+    /// A sandbox was seen to begin to work on a call to it.
+    started: bool,
+}
+
 #[derive(Debug)]
 struct Live {
     state: State,
     /// As it was just after the latest call, and, if anything has happened since, after that.
     outlooks: [Option<Box<Outlook>>; 2],
+    /// Callees that were handed out by [`Forecaster::decide`], and until when that holds, in µs since 1970.
+    told: Vec<(Fun, i64)>,
+}
+
+impl Live {
+    fn outlook(&self, as_of: AsOf) -> Option<&Outlook> {
+        let [call, later] = &self.outlooks;
+        let later = later.as_deref().filter(|_| as_of == AsOf::Latest);
+        later.or(call.as_deref())
+    }
 }
 
 /// Learns from paths and forecasts their calls.
 #[derive(Debug)]
 pub struct Forecaster {
-    names: Table<Arc<str>>,
+    names: Table<Name>,
     live: Table<Live>,
     model: Model,
     timing: Timing,
@@ -155,20 +195,17 @@ impl Forecaster {
         match event {
             Event::Call { path, call, caller, callee, at_us } => self.call(path, call, caller, callee, at_us),
             Event::Start { path, call, at_us, cold } => {
-                if let Some(live) = self.live.get_mut(path)
-                    && live.state.start(call, at_us, cold)
-                {
-                    let now_us = live.state.now_us;
-                    live.outlooks[1] = Some(Box::new(self.model.outlook(&self.timing, &live.state, now_us)));
+                let Some(live) = self.live.get_mut(path) else { return };
+                let Some(fun) = live.state.start(call, at_us, cold) else { return };
+                if let Some(name) = self.names.get_mut(fun) {
+                    name.started = true;
                 }
+                live.outlooks[1] = Some(Box::new(self.model.outlook(&self.timing, &live.state, live.state.now_us)));
             }
             Event::Answer { path, call, at_us } => {
-                if let Some(live) = self.live.get_mut(path)
-                    && live.state.answer(call, at_us)
-                {
-                    let now_us = live.state.now_us;
-                    live.outlooks[1] = Some(Box::new(self.model.outlook(&self.timing, &live.state, now_us)));
-                }
+                let Some(live) = self.live.get_mut(path).filter(|live| live.state.is_open(call)) else { return };
+                live.state.answer(call, at_us);
+                live.outlooks[1] = Some(Box::new(self.model.outlook(&self.timing, &live.state, live.state.now_us)));
             }
             Event::End { path, complete } => {
                 let Some(live) = self.live.remove(path) else { return };
@@ -184,15 +221,19 @@ impl Forecaster {
         // The two lowest hashes are taken.
         let fun = name_hash(callee).max(NOVEL + 1);
         if !self.frozen || self.names.get(fun).is_none() {
-            self.names.touch(fun, || Arc::from(callee));
+            self.names.touch(fun, || Name { name: Arc::from(callee), started: false });
         }
-        let mut live =
-            self.live.remove(path).unwrap_or_else(|| Live { state: State::default(), outlooks: [None, None] });
+        let mut live = self.live.remove(path).unwrap_or_else(|| Live {
+            state: State::default(),
+            outlooks: [None, None],
+            told: Vec::new(),
+        });
         if live.state.calls > 0 && !self.frozen {
             self.learn(&live, fun);
             self.timing.learn_call(&live.state, fun, at_us);
         }
         live.state.call(call, caller, fun, at_us);
+        live.told.retain(|told| told.0 != fun);
         let now_us = live.state.now_us;
         live.outlooks = [Some(Box::new(self.model.outlook(&self.timing, &live.state, now_us))), None];
         self.live.touch(path, || live);
@@ -205,17 +246,12 @@ impl Forecaster {
         self.model.learn_counts(&live.state, next);
     }
 
-    fn name(&self, fun: Fun) -> Option<Arc<str>> {
-        self.names.get(fun).cloned()
-    }
-
-    /// What the path calls next, as far as is known at the latest event of the path.
-    pub fn next(&self, path: u64) -> Option<Next> {
-        let live = self.live.get(path)?;
-        let outlook = live.outlooks[1].as_ref().or(live.outlooks[0].as_ref())?;
+    /// What the path calls next.
+    pub fn next(&self, path: u64, as_of: AsOf) -> Option<Next> {
+        let outlook = self.live.get(path)?.outlook(as_of)?;
         let top = outlook.top();
         Some(Next {
-            callee: top.and_then(|top| self.name(top.0)),
+            callee: top.and_then(|top| self.names.get(top.0)).map(|name| name.name.clone()),
             probability: top.map_or(0.0, |top| top.1),
             end: outlook.chance(END),
             when_ms: outlook.when,
@@ -223,22 +259,42 @@ impl Forecaster {
         })
     }
 
-    /// The probability that the path calls `callee` next, as far as is known at its latest event; `None` asks for the
-    /// end of the path. A callee that is not among the candidates gets what is set apart for all such.
-    pub fn chance(&self, path: u64, callee: Option<&str>) -> f32 {
-        let Some(live) = self.live.get(path) else { return 0.0 };
+    /// The probability that the path calls `callee` next; `None` asks for the end of the path. A callee that is not
+    /// among the candidates gets what is set apart for all such.
+    pub fn chance(&self, path: u64, as_of: AsOf, callee: Option<&str>) -> f32 {
         let fun = callee.map_or(END, |callee| name_hash(callee).max(NOVEL + 1));
-        let outlook = live.outlooks[1].as_ref().or(live.outlooks[0].as_ref());
-        outlook.map_or(0.0, |outlook| outlook.chance(fun))
+        self.live.get(path).and_then(|live| live.outlook(as_of)).map_or(0.0, |outlook| outlook.chance(fun))
     }
 
     /// The calls that the path may make within `horizon_ms` from `now_us` (µs since 1970), likeliest first.
     pub fn forecast(&self, path: u64, now_us: i64, horizon_ms: f32) -> Vec<Forecast> {
         let Some(live) = self.live.get(path) else { return Vec::new() };
+        self.forecast_live(live, now_us, horizon_ms).into_iter().map(|forecast| forecast.1).collect()
+    }
+
+    /// The forecasts that are worth acting on and that were not handed out before for this path, at `now_us` (µs since
+    /// 1970). What is handed out holds for the rule's horizon, or until the call comes.
+    pub fn decide(&mut self, path: u64, now_us: i64, rule: Rule) -> Vec<Forecast> {
+        let Some(live) = self.live.get(path) else { return Vec::new() };
+        let mut worth = self.forecast_live(live, now_us, rule.horizon_ms);
+        worth.retain(|(fun, forecast)| {
+            let told = live.told.iter().any(|&(told, until_us)| told == *fun && until_us > now_us);
+            !told && rule.acts_on(forecast)
+        });
+        let until_us = now_us.saturating_add((rule.horizon_ms * 1000.0) as i64);
+        if let Some(live) = self.live.get_mut(path) {
+            live.told.retain(|told| told.1 > now_us);
+            let room = TOLD.saturating_sub(live.told.len());
+            live.told.extend(worth.iter().take(room).map(|&(fun, _)| (fun, until_us)));
+        }
+        worth.into_iter().map(|(_, forecast)| forecast).collect()
+    }
+
+    fn forecast_live(&self, live: &Live, now_us: i64, horizon_ms: f32) -> Vec<(Fun, Forecast)> {
         let state = &live.state;
         let now_us = now_us.max(state.now_us);
         let fresh;
-        let latest = live.outlooks[1].as_deref().or(live.outlooks[0].as_deref()).filter(|_| now_us == state.now_us);
+        let latest = live.outlook(AsOf::Latest).filter(|_| now_us == state.now_us);
         let outlook = match latest {
             Some(latest) => latest,
             None => {
@@ -266,33 +322,42 @@ impl Forecaster {
             };
             let probability = (comes * estimate.within(horizon_ms)).clamp(0.0, 1.0);
             let known = estimate.evidence as f32 >= THIN && follower.paths >= THIN;
-            let Some(callee) = self.name(follower.callee).filter(|_| probability > 0.001) else { continue };
-            forecasts.push(Forecast {
-                callee,
-                probability,
-                next,
-                expected_ms: estimate.quantile(0.5).max(0.0),
-                interval_ms: [estimate.quantile(0.1).max(0.0), estimate.quantile(0.9).max(0.0)],
-                known,
-            });
+            let Some(name) = self.names.get(follower.callee).filter(|_| probability > 0.001) else { continue };
+            forecasts.push((
+                follower.callee,
+                Forecast {
+                    callee: name.name.clone(),
+                    external: !name.started,
+                    probability,
+                    next,
+                    expected_ms: estimate.quantile(0.5).max(0.0),
+                    interval_ms: [estimate.quantile(0.1).max(0.0), estimate.quantile(0.9).max(0.0)],
+                    known,
+                },
+            ));
         }
         for (fun, chance) in outlook.outcomes().skip(2) {
             if chance < 0.01 || done.contains(&fun) {
                 continue;
             }
-            let Some(callee) = self.name(fun) else { continue };
+            let Some(name) = self.names.get(fun) else { continue };
             let when = outlook.when.unwrap_or([0.0, horizon_ms, f32::MAX]);
             let probability = if when[1] <= horizon_ms { chance } else { 0.5 * chance };
-            forecasts.push(Forecast {
-                callee,
-                probability,
-                next: chance,
-                expected_ms: when[1],
-                interval_ms: [when[0], when[2]],
-                known: false,
-            });
+            forecasts.push((
+                fun,
+                Forecast {
+                    callee: name.name.clone(),
+                    external: !name.started,
+                    probability,
+                    next: chance,
+                    expected_ms: when[1],
+                    interval_ms: [when[0], when[2]],
+                    known: false,
+                },
+            ));
         }
-        forecasts.sort_by(|a, b| b.probability.total_cmp(&a.probability).then_with(|| a.callee.cmp(&b.callee)));
+        forecasts
+            .sort_by(|(_, a), (_, b)| b.probability.total_cmp(&a.probability).then_with(|| a.callee.cmp(&b.callee)));
         forecasts
     }
 }

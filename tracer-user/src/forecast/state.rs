@@ -161,27 +161,31 @@ impl State {
         }
     }
 
-    /// The callee began to work. False if the call is not known.
-    pub(super) fn start(&mut self, id: u64, at_us: i64, cold: bool) -> bool {
-        let Some(open) = self.open.iter().find(|open| open.id == id).copied() else { return false };
+    /// The callee began to work. Gives the callee, unless the call is not known.
+    pub(super) fn start(&mut self, id: u64, at_us: i64, cold: bool) -> Option<Fun> {
+        let open = self.open.iter().find(|open| open.id == id).copied()?;
         self.happened = self.happened.wrapping_add(mix(mix(9, open.fun), u64::from(cold)));
         if let Some(seen) = self.seen.iter_mut().find(|seen| seen.order == open.order) {
             seen.started = Some((at_us, cold));
         }
         self.now_us = self.now_us.max(at_us);
-        true
+        Some(open.fun)
     }
 
-    /// The answer is there. False if the call is not known.
-    pub(super) fn answer(&mut self, id: u64, at_us: i64) -> bool {
-        let Some(place) = self.open.iter().position(|open| open.id == id) else { return false };
+    /// Whether a call is waited for.
+    pub(super) fn is_open(&self, id: u64) -> bool {
+        self.open.iter().any(|open| open.id == id)
+    }
+
+    /// The answer is there. A call that is not known is passed over.
+    pub(super) fn answer(&mut self, id: u64, at_us: i64) {
+        let Some(place) = self.open.iter().position(|open| open.id == id) else { return };
         let open = self.open.remove(place);
         self.happened = self.happened.wrapping_add(mix(10, open.fun));
         if let Some(seen) = self.seen.iter_mut().find(|seen| seen.order == open.order) {
             seen.answered_us = Some(at_us);
         }
         self.now_us = self.now_us.max(at_us);
-        true
     }
 }
 
@@ -218,8 +222,11 @@ mod tests {
     fn unknown_calls_do_not_start() {
         let mut state = State::default();
         state.call(1, None, 5, 0);
-        assert!(!state.start(2, 3, true) && state.start(1, 3, true));
-        assert!(state.answer(1, 9) && !state.answer(1, 9));
+        assert_eq!((state.start(2, 3, true), state.start(1, 3, true)), (None, Some(5)));
+        state.answer(1, 9);
+        assert!(!state.is_open(1));
+        state.answer(1, 12);
+        assert_eq!(state.find(5).unwrap().at(Moment::Answered), Some(9));
         assert_eq!(state.find(5).unwrap().at(Moment::Cold), Some(3));
         assert_eq!(state.find(5).unwrap().at(Moment::Warm), None);
     }
