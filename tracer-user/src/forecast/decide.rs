@@ -69,8 +69,8 @@ mod tests {
             external: false,
             probability,
             next: 0.5,
-            expected_ms: 12.0,
-            interval_ms: [10.0, 15.0],
+            expected_ms: Some(12.0),
+            interval_ms: Some([10.0, 15.0]),
             known,
         }
     }

@@ -85,6 +85,8 @@ pub struct Scores {
     pub ece: f64,
     /// The same after the latest event before.
     pub latest_ece: f64,
+    /// What chance alone would make of `ece` if every probability were right, given so many calls.
+    pub ece_by_chance: f64,
     /// Median absolute error of the time until the next call, forecast just after the call before, in ms.
     pub time_mae_ms: f64,
     /// Median time from warming to the call at the threshold of the cost ratio, in ms.
@@ -217,7 +219,7 @@ impl<P: Predict> Contender<P> {
             self.hits[slot] += u64::from(hit);
             self.reliability[slot].add(guess.probability, hit);
             if let (AsOf::Call, Some(after_ms), Some(latest_us)) = (as_of, guess.after_ms, self.latest_us.get(&path)) {
-                self.errors.add(f64::from(((at_us - latest_us) as f32 / 1000.0 - after_ms).abs()));
+                self.errors.add(f64::from((at_us.saturating_sub(*latest_us) as f32 / 1000.0 - after_ms).abs()));
             }
         }
     }
@@ -256,6 +258,7 @@ impl<P: Predict> Contender<P> {
             latest_log_loss: self.log_loss[1] / outcomes,
             ece: self.reliability[0].ece(),
             latest_ece: self.reliability[1].ece(),
+            ece_by_chance: self.reliability[0].chance_ece(),
             time_mae_ms: self.errors.get(),
             lead_ms: decision.lead_ms,
             cold_starts_avoided: decision.cold_starts_avoided,

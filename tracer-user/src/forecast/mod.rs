@@ -20,6 +20,9 @@ mod table;
 mod timing;
 mod warm;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -95,10 +98,10 @@ pub struct Forecast {
     pub probability: f32,
     /// The probability that it is what the path calls next.
     pub next: f32,
-    /// The time until it is called, from now, in ms: as likely to be shorter as longer.
-    pub expected_ms: f32,
+    /// The time until it is called, from now, in ms: as likely to be shorter as longer. `None` if no delay is known.
+    pub expected_ms: Option<f32>,
     /// The time that it takes at least and at most with 80 % probability, from now, in ms.
-    pub interval_ms: [f32; 2],
+    pub interval_ms: Option<[f32; 2]>,
     /// False where too little was seen to stand by the numbers.
     pub known: bool,
 }
@@ -304,12 +307,11 @@ impl Forecaster {
         };
         let mut forecasts = Vec::new();
         let mut done: Vec<Fun> = Vec::with_capacity(32);
-        let (last, root) = (state.last(), state.root());
-        // What was not called yet is followed up from the root, for it has the longest record; what was, from the
-        // latest call, for only that can tell how often it comes again.
-        let fresh_ones = self.timing.followers(root).iter().filter(|follower| state.find(follower.callee).is_none());
-        let again = self.timing.followers(last).iter().filter(|follower| state.find(follower.callee).is_some());
-        for follower in fresh_ones.chain(again) {
+        // What was not called yet is followed up from the root, for it has the longest record. Whether something is
+        // called again only its context can tell, below.
+        for follower in
+            self.timing.followers(state.root()).iter().filter(|follower| state.find(follower.callee).is_none())
+        {
             done.push(follower.callee);
             let Some(estimate) = self.timing.estimate(state, follower.callee, now_us) else { continue };
             // Bayes: it has not come yet, which speaks the more against it the longer it takes.
@@ -330,8 +332,8 @@ impl Forecaster {
                     external: !name.started,
                     probability,
                     next,
-                    expected_ms: estimate.quantile(0.5).max(0.0),
-                    interval_ms: [estimate.quantile(0.1).max(0.0), estimate.quantile(0.9).max(0.0)],
+                    expected_ms: Some(estimate.expected()),
+                    interval_ms: Some(estimate.interval()),
                     known,
                 },
             ));
@@ -341,18 +343,19 @@ impl Forecaster {
                 continue;
             }
             let Some(name) = self.names.get(fun) else { continue };
-            let when = outlook.when.unwrap_or([0.0, horizon_ms, f32::MAX]);
-            let probability = if when[1] <= horizon_ms { chance } else { 0.5 * chance };
+            let estimate = self.timing.estimate(state, fun, now_us);
+            let within = estimate.map_or(0.5, |estimate| estimate.within(horizon_ms));
             forecasts.push((
                 fun,
                 Forecast {
                     callee: name.name.clone(),
                     external: !name.started,
-                    probability,
+                    probability: chance * within,
                     next: chance,
-                    expected_ms: when[1],
-                    interval_ms: [when[0], when[2]],
-                    known: false,
+                    expected_ms: estimate.map(|estimate| estimate.expected()),
+                    interval_ms: estimate.map(|estimate| estimate.interval()),
+                    known: outlook.evidence >= THIN
+                        && estimate.is_some_and(|estimate| estimate.evidence as f32 >= THIN),
                 },
             ));
         }

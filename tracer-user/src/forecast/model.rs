@@ -9,7 +9,7 @@ use super::{
     counts::{Counts, END, Fun, NOVEL},
     race::{self, Outcome, RUNNERS},
     state::{CONTEXTS, State},
-    table::{Table, mix},
+    table::Table,
     timing::{Estimate, Timing},
 };
 
@@ -38,18 +38,12 @@ pub(super) struct Outlook {
     funs: [Fun; OUTCOMES],
     chances: [f32; OUTCOMES],
     logs: [[f32; OUTCOMES]; EXPERTS],
-    place: Place,
+    /// Which set of weights it takes.
+    place: u8,
     /// Observations behind the best context that had any.
     pub(super) evidence: f32,
     /// When the next call comes, if one comes, from now in ms: 10 %, 50 %, 90 %. `None` if no delay is known.
     pub(super) when: Option<[f32; 3]>,
-}
-
-/// Where weights are kept apart: just after a call and later, when more has happened; and by the latest callee.
-#[derive(Clone, Copy, Debug)]
-struct Place {
-    later: bool,
-    last: u64,
 }
 
 impl Outlook {
@@ -82,8 +76,8 @@ impl Outlook {
 #[derive(Debug)]
 pub(super) struct Model {
     contexts: Table<Counts>,
-    general: [Weights; 2],
-    special: Table<Weights>,
+    /// Kept apart for just after a call and later, and for none, one or more of the likely callees having been caused.
+    weights: [Weights; 6],
 }
 
 #[derive(Clone, Debug)]
@@ -93,9 +87,9 @@ struct Weights {
 }
 
 impl Weights {
-    fn learn(&mut self, gradient: &[f32; EXPERTS], pace: f32, least: f32) {
+    fn learn(&mut self, gradient: &[f32; EXPERTS]) {
         self.steps = self.steps.saturating_add(1);
-        let rate = (pace / (self.steps as f32 + 20.0).sqrt()).max(least);
+        let rate = (0.1 / (self.steps as f32 + 20.0).sqrt()).max(0.002);
         for (weight, slope) in self.of.iter_mut().zip(gradient) {
             *weight = (*weight + rate * slope.clamp(-3.0, 3.0)).clamp(-1.0, 3.0);
         }
@@ -104,8 +98,8 @@ impl Weights {
 
 impl Model {
     pub(super) fn new() -> Self {
-        let general = Weights { of: [0.0, 0.0, 0.05, 0.05, 0.3, 0.35, 0.05, 0.35], steps: 0 };
-        Self { contexts: Table::new(MEMORY), general: [general.clone(), general], special: Table::new(2048) }
+        let start = Weights { of: [0.0, 0.0, 0.05, 0.1, 0.3, 0.35, 0.05, 0.35], steps: 0 };
+        Self { contexts: Table::new(MEMORY), weights: std::array::from_fn(|_| start.clone()) }
     }
 
     /// What may come next in a path that stands at `state`, at `now_us`.
@@ -118,7 +112,7 @@ impl Model {
             funs: [END; OUTCOMES],
             chances: [0.0; OUTCOMES],
             logs: [[0.0; OUTCOMES]; EXPERTS],
-            place: Place { later, last: mix(state.last(), u64::from(later)) },
+            place: 3 * u8::from(later),
             evidence: 0.0,
             when: None,
         };
@@ -166,10 +160,7 @@ impl Model {
 
     fn weigh(&self, outlook: &mut Outlook) {
         let used = usize::from(outlook.used);
-        let mut weights = self.general[usize::from(outlook.place.later)].of;
-        if let Some(special) = self.special.get(outlook.place.last) {
-            weights.iter_mut().zip(special.of).for_each(|(weight, special)| *weight += special);
-        }
+        let weights = self.weights[usize::from(outlook.place)].of;
         let mut sums = [0.0_f32; OUTCOMES];
         for (weight, logs) in weights.iter().zip(&outlook.logs) {
             sums.iter_mut().zip(logs).take(used).for_each(|(sum, log)| *sum += weight * log);
@@ -191,9 +182,7 @@ impl Model {
             let expected: f32 = logs.iter().zip(outlook.chances).map(|(log, chance)| log * chance).sum();
             *slope = logs[truth] - expected;
         }
-        self.general[usize::from(outlook.place.later)].learn(&gradient, 0.1, 0.002);
-        let special = self.special.touch(outlook.place.last, || Weights { of: [0.0; EXPERTS], steps: 0 });
-        special.learn(&gradient, 0.1, 0.002);
+        self.weights[usize::from(outlook.place)].learn(&gradient);
     }
 
     /// Learns what came next after `state`: counts it.
@@ -231,6 +220,8 @@ impl Outlook {
         if count == 0 {
             return richest;
         }
+        let caused = runners.iter().take(count).filter(|runner| runner.1.caused).count();
+        self.place += caused.min(2) as u8;
         let estimates = runners.map(|runner| runner.1);
         let Outcome { first, when } = race::run(estimates.get(..count).unwrap_or_default());
         self.when = Some(when);

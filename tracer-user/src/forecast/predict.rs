@@ -223,7 +223,7 @@ impl Predict for KeepAlive {
     }
 
     fn within(&self, _: u64, now_us: i64, _: f32) -> Vec<Expected> {
-        let warm = self.used.iter().filter(|used| (now_us - used.1) as f32 <= self.seconds * 1e6);
+        let warm = self.used.iter().filter(|used| now_us.saturating_sub(*used.1) as f32 <= self.seconds * 1e6);
         warm.map(|(callee, _)| Expected { callee: callee.clone(), probability: 1.0 }).collect()
     }
 }

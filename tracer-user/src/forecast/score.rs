@@ -8,7 +8,8 @@ const BINS: usize = 10;
 /// How often what was given a probability came true.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Reliability {
-    bins: [(u64, f64, u64); BINS],
+    /// Forecasts, sum of their probabilities, those that came true, sum of variances.
+    bins: [(u64, f64, u64, f64); BINS],
 }
 
 /// A bin of the reliability table.
@@ -29,6 +30,7 @@ impl Reliability {
             bin.0 += 1;
             bin.1 += f64::from(probability);
             bin.2 += u64::from(came);
+            bin.3 += f64::from(probability * (1.0 - probability));
         }
     }
 
@@ -37,6 +39,15 @@ impl Reliability {
     pub(super) fn ece(&self) -> f64 {
         let total: u64 = self.bins.iter().map(|bin| bin.0).sum();
         self.bins.iter().map(|bin| (bin.1 - bin.2 as f64).abs()).sum::<f64>() / total.max(1) as f64
+    }
+
+    /// What [`Self::ece`] would be on average if every probability were right: with few forecasts chance alone moves the
+    /// shares.
+    pub(super) fn chance_ece(&self) -> f64 {
+        let total: u64 = self.bins.iter().map(|bin| bin.0).sum();
+        // The mean absolute deviation of a normal distribution with the bin's variance.
+        let by_chance: f64 = self.bins.iter().map(|bin| (bin.3 * std::f64::consts::FRAC_2_PI).sqrt()).sum();
+        by_chance / total.max(1) as f64
     }
 
     pub(super) fn table(&self) -> Vec<Bin> {

@@ -105,11 +105,6 @@ impl State {
         self.seen.first().map_or(0, |seen| seen.fun)
     }
 
-    /// The latest callee.
-    pub(super) fn last(&self) -> Fun {
-        self.latest[0]
-    }
-
     /// The keys of the contexts: none, the latest one, two, three callees, the set of callees, the set and the latest,
     /// the set and what has happened to each, the chain of callers.
     pub(super) fn contexts(&self) -> [u64; CONTEXTS] {
@@ -200,7 +195,7 @@ mod tests {
             state.call(id, id.checked_sub(1), id + 2, id as i64);
         }
         assert_eq!((state.seen.len(), state.open.len()), (SEEN, OPEN));
-        assert_eq!((state.root(), state.last()), (2, 10_001));
+        assert_eq!((state.root(), state.latest[0]), (2, 10_001));
     }
 
     #[test]

@@ -77,12 +77,14 @@ pub(super) struct Estimate {
     pub(super) alive: f32,
     /// Delays that the estimate rests on.
     pub(super) evidence: u32,
+    /// What seems to cause the call has happened.
+    pub(super) caused: bool,
 }
 
 impl Estimate {
     /// No time at all.
     pub(super) const fn none() -> Self {
-        Self { samples: [0.0; SAMPLES], used: 0, alive: 0.0, evidence: 0 }
+        Self { samples: [0.0; SAMPLES], used: 0, alive: 0.0, evidence: 0, caused: false }
     }
 
     /// In order of size.
@@ -97,6 +99,16 @@ impl Estimate {
         let at = |index: usize| samples.get(index).or(samples.last()).copied().unwrap_or(0.0);
         let (low, high) = (at(place as usize), at(place as usize + 1));
         low + (high - low) * place.fract()
+    }
+
+    /// The median, from now in ms.
+    pub(super) fn expected(&self) -> f32 {
+        self.quantile(0.5).max(0.0)
+    }
+
+    /// What 80 % lie within, from now in ms.
+    pub(super) fn interval(&self) -> [f32; 2] {
+        [self.quantile(0.1).max(0.0), self.quantile(0.9).max(0.0)]
     }
 
     /// The probability that it comes within `horizon` ms, if it comes.
@@ -172,14 +184,15 @@ impl Timing {
         let (spread, anchor, at_us) = best?;
         // If what causes the call has not happened, the call is further off than the delay from the cause.
         let mut floor = 0.0;
-        if let Some(cause) = function.cause.filter(|cause| cause.spread < spread) {
-            let happened = state.find(cause.of).is_some_and(|seen| seen.has(cause.answer));
-            if !happened {
+        let mut caused = false;
+        if let Some(cause) = function.cause {
+            caused = state.find(cause.of).is_some_and(|seen| seen.has(cause.answer));
+            if !caused && cause.spread < spread {
                 floor = cause.least;
             }
         }
         let elapsed = now_us.saturating_sub(at_us) as f32 / 1000.0;
-        Some(remaining(&anchor.delays, elapsed, floor))
+        Some(Estimate { caused, ..remaining(&anchor.delays, elapsed, floor) })
     }
 }
 
@@ -193,6 +206,7 @@ fn remaining(delays: &Delays, elapsed: f32, floor: f32) -> Estimate {
         used: SAMPLES as u8,
         alive: delays.alive(elapsed),
         evidence: delays.len() as u32,
+        caused: false,
     };
     if left.is_empty() {
         // Overdue: nothing in memory took so long. It is taken to come at a rate of what it usually varies by.

@@ -85,14 +85,14 @@ impl Warming {
         let out = self.out.entry(path).or_default();
         let Some(place) = out.iter().position(|warm| &*warm.0 == callee) else { return };
         let (_, warmed_us) = out.swap_remove(place);
-        let lead_us = at_us - warmed_us;
+        let lead_us = at_us.saturating_sub(warmed_us);
         if lead_us > self.terms.horizon_us {
-            self.wasted_us += self.terms.horizon_us;
+            self.wasted_us = self.wasted_us.saturating_add(self.terms.horizon_us);
             return;
         }
         self.used += 1;
         self.leads.add(lead_us as f64 / 1000.0);
-        self.idle_us += (lead_us - self.terms.warm_up_us).max(0);
+        self.idle_us = self.idle_us.saturating_add(lead_us.saturating_sub(self.terms.warm_up_us).max(0));
         self.avoided += u64::from(cold && lead_us >= self.terms.warm_up_us);
     }
 
@@ -101,11 +101,11 @@ impl Warming {
         let out = self.out.entry(path).or_default();
         for expected in expected.iter().filter(|expected| expected.probability > self.threshold) {
             if let Some(warm) = out.iter_mut().find(|warm| warm.0 == expected.callee) {
-                if now_us - warm.1 <= self.terms.horizon_us {
+                if now_us.saturating_sub(warm.1) <= self.terms.horizon_us {
                     continue;
                 }
                 // The last one went unused; it still seems to be worth it.
-                self.wasted_us += self.terms.horizon_us;
+                self.wasted_us = self.wasted_us.saturating_add(self.terms.horizon_us);
                 warm.1 = now_us;
             } else {
                 out.push((expected.callee.clone(), now_us));
@@ -117,7 +117,7 @@ impl Warming {
     /// A path ended.
     pub(super) fn end(&mut self, path: u64) {
         let left = self.out.remove(&path).map_or(0, |out| out.len());
-        self.wasted_us += left as i64 * self.terms.horizon_us;
+        self.wasted_us = self.wasted_us.saturating_add((left as i64).saturating_mul(self.terms.horizon_us));
     }
 
     pub(super) fn result(&self) -> Warmed {
@@ -183,15 +183,15 @@ impl Keeping {
         self.kept += 1;
         let idle = self.idle.entry(callee.clone()).or_default();
         let before = idle.len();
-        idle.retain(|since_us| at_us - since_us <= self.keep_us);
-        self.wasted_us += (before - idle.len()) as i64 * self.keep_us;
+        idle.retain(|since_us| at_us.saturating_sub(*since_us) <= self.keep_us);
+        self.wasted_us = self.wasted_us.saturating_add(((before - idle.len()) as i64).saturating_mul(self.keep_us));
         // The one that was idle for the shortest time, as platforms do, so that the others run out.
         let free =
             idle.iter().enumerate().filter(|(_, since_us)| **since_us <= at_us).max_by_key(|(_, since_us)| **since_us);
         if let Some((place, &since_us)) = free {
             idle.swap_remove(place);
             self.used += 1;
-            self.idle_us += at_us - since_us;
+            self.idle_us = self.idle_us.saturating_add(at_us.saturating_sub(since_us));
             self.avoided += u64::from(cold);
         }
         idle.push(done_us);
@@ -200,9 +200,9 @@ impl Keeping {
     pub(super) fn result(&self) -> Warmed {
         let share = |part: u64, whole: u64| part as f64 / whole.max(1) as f64;
         let left: usize = self.idle.values().map(Vec::len).sum();
-        let wasted_us = self.wasted_us + left as i64 * self.keep_us;
+        let wasted_us = self.wasted_us.saturating_add((left as i64).saturating_mul(self.keep_us));
         // Priced by time, since these are kept for other times than the horizon.
-        let horizons = (wasted_us + self.idle_us) as f64 / self.terms.horizon_us.max(1) as f64;
+        let horizons = (wasted_us as f64 + self.idle_us as f64) / self.terms.horizon_us.max(1) as f64;
         Warmed {
             threshold: 0.0,
             warmed: self.kept,
