@@ -149,10 +149,8 @@ impl Model {
             }
         }
         chances[RACE] = outlook.race(timing, state, now_us, &chances);
-        for (expert, chances) in chances.iter().enumerate() {
-            for index in 0..used {
-                outlook.logs[expert][index] = chances[index].max(1e-6).ln();
-            }
+        for (logs, chances) in outlook.logs.iter_mut().zip(&chances) {
+            logs.iter_mut().zip(chances).take(used).for_each(|(log, chance)| *log = chance.max(1e-6).ln());
         }
         self.weigh(&mut outlook);
         outlook

@@ -29,6 +29,8 @@ struct Anchor {
     /// How often it was followed by the callee.
     count: u32,
     delays: Delays,
+    /// The spread of the delays when the anchors were last put in order, in ms.
+    spread: f32,
 }
 
 /// The event that seems to cause the call: it nearly always comes before it, and nothing else is as regular.
@@ -46,6 +48,7 @@ struct Cause {
 struct Function {
     /// Calls to it.
     count: u32,
+    /// Those of the least spread first, as of the last time they were put in order.
     anchors: Vec<Anchor>,
     cause: Option<Cause>,
     /// Callees that came later in the same path, the share of paths in which they did, and of how many.
@@ -137,7 +140,9 @@ impl Timing {
                 function.learn(seen.fun, moment, delay);
             }
         }
-        if function.count % 8 == 1 {
+        // Often while little is known, then now and then.
+        if function.count < 16 || function.count.is_multiple_of(8) {
+            function.sort();
             function.cause = function.find_cause();
         }
     }
@@ -173,21 +178,16 @@ impl Timing {
     /// When `callee` comes in a path that stands at `state`, at `now_us`. `None` if no delay to it is known.
     pub(super) fn estimate(&self, state: &State, callee: Fun, now_us: i64) -> Option<Estimate> {
         let function = self.functions.get(callee)?;
-        let mut best: Option<(f32, &Anchor, i64)> = None;
-        for anchor in &function.anchors {
-            let Some(at_us) = state.find(anchor.of).and_then(|seen| seen.at(anchor.moment)) else { continue };
-            let spread = anchor.delays.spread();
-            if best.as_ref().is_none_or(|(least, _, _)| spread < *least) {
-                best = Some((spread, anchor, at_us));
-            }
-        }
-        let (spread, anchor, at_us) = best?;
+        let (anchor, at_us) = function.anchors.iter().find_map(|anchor| {
+            let at_us = state.find(anchor.of)?.at(anchor.moment)?;
+            Some((anchor, at_us))
+        })?;
         // If what causes the call has not happened, the call is further off than the delay from the cause.
         let mut floor = 0.0;
         let mut caused = false;
         if let Some(cause) = function.cause {
             caused = state.find(cause.of).is_some_and(|seen| seen.has(cause.answer));
-            if !caused && cause.spread < spread {
+            if !caused && cause.spread < anchor.spread {
                 floor = cause.least;
             }
         }
@@ -236,18 +236,22 @@ impl Function {
         let place = self.anchors.iter().position(|anchor| anchor.of == of && anchor.moment == moment);
         let index = place.unwrap_or_else(|| {
             if self.anchors.len() >= ANCHORS {
-                let spreads = self.anchors.iter().map(|anchor| anchor.delays.spread()).enumerate();
-                if let Some((widest, _)) = spreads.max_by(|a, b| a.1.total_cmp(&b.1)) {
-                    self.anchors.swap_remove(widest);
-                }
+                // The widest of those that had a chance to show.
+                self.sort();
+                self.anchors.pop();
             }
-            self.anchors.push(Anchor { of, moment, count: 0, delays: Delays::default() });
+            self.anchors.push(Anchor { of, moment, count: 0, delays: Delays::default(), spread: f32::MAX });
             self.anchors.len() - 1
         });
         if let Some(anchor) = self.anchors.get_mut(index) {
             anchor.count += 1;
             anchor.delays.learn(delay);
         }
+    }
+
+    fn sort(&mut self) {
+        self.anchors.iter_mut().for_each(|anchor| anchor.spread = anchor.delays.spread());
+        self.anchors.sort_by(|a, b| a.spread.total_cmp(&b.spread));
     }
 
     fn find_cause(&self) -> Option<Cause> {
@@ -259,7 +263,7 @@ impl Function {
             });
             let count: u32 = alike.clone().map(|other| other.count).sum();
             let least = alike.map(|other| other.delays.quantile(0.02)).fold(f32::INFINITY, f32::min);
-            let spread = anchor.delays.spread();
+            let spread = anchor.spread;
             if count * 10 >= self.count * 9 && best.is_none_or(|best| spread < best.spread) {
                 best = Some(Cause { of: anchor.of, answer, least, spread });
             }

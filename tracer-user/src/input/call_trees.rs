@@ -67,19 +67,16 @@ pub(super) fn trace(text: &str) -> Result<Trace, String> {
     for (index, span) in tree.spans.iter().enumerate() {
         let parent = parent_of(index);
         let parents_call = parent.and_then(|parent| call_of.get(parent).copied().flatten());
-        match (call_of.get(index).copied().flatten(), parents_call) {
-            // A server span under a client span: the callee. Of several (a retry below the client), the first.
-            (None, Some(call)) => {
-                if let Some(slot) = call_of.get_mut(index) {
-                    *slot = Some(call);
-                }
-                if let Some(call) = calls.get_mut(call as usize).filter(|call| call.external) {
-                    call.callee = Arc::from(&*span.service);
-                    call.external = false;
-                    call.started_us = Some(span.start_us);
-                }
+        // A server span under a client span: the callee. Of several (a retry below the client), the first.
+        if let (None, Some(call)) = (call_of.get(index).copied().flatten(), parents_call) {
+            if let Some(slot) = call_of.get_mut(index) {
+                *slot = Some(call);
             }
-            (Some(_), _) | (None, None) => {}
+            if let Some(call) = calls.get_mut(call as usize).filter(|call| call.external) {
+                call.callee = Arc::from(&*span.service);
+                call.external = false;
+                call.started_us = Some(span.start_us);
+            }
         }
     }
     for index in 0..tree.spans.len() {
