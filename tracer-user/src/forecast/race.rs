@@ -19,38 +19,78 @@ pub(super) struct Outcome {
 pub(super) fn run(runners: &[Estimate]) -> Outcome {
     let mut outcome = Outcome::default();
     let mut next = [0_usize; RUNNERS];
-    let count = runners.len().min(RUNNERS);
+    // For each runner the time of its next sample, the chance that it has not come yet, and the chance of one sample.
+    // Those who do not take part never come and never have.
+    let mut time = [f32::INFINITY; RUNNERS];
+    let mut left = [1.0_f32; RUNNERS];
+    let mut share = [0.0_f32; RUNNERS];
+    for (index, runner) in runners.iter().take(RUNNERS).enumerate() {
+        let Some(&first) = runner.samples().first() else { continue };
+        time[index] = first;
+        share[index] = 1.0 / runner.samples().len() as f32;
+    }
     let mut passed = 0.0_f32;
-    let mut marks = [0.1_f32, 0.5, 0.9].into_iter().enumerate().peekable();
-    for _ in 0..count * SAMPLES {
-        let mut soonest: Option<(f32, usize)> = None;
-        // The chance that none has come yet, as a product, and the same without the one that comes now.
-        let mut none_yet = 1.0_f32;
-        for (index, (runner, &place)) in runners.iter().zip(&next).enumerate() {
-            let samples = runner.samples();
-            let Some(&time) = samples.get(place) else {
-                none_yet = 0.0;
-                continue;
-            };
-            none_yet *= (samples.len() - place) as f32 / samples.len() as f32;
-            if soonest.is_none_or(|(least, _)| time < least) {
-                soonest = Some((time, index));
+    let mut mark = 0;
+    for _ in 0..RUNNERS * SAMPLES {
+        let mut index = 0;
+        for other in 1..RUNNERS {
+            if time[other] < time[index] {
+                index = other;
             }
         }
-        let Some((time, index)) = soonest.filter(|_| none_yet > 1e-4) else { break };
-        let left = runners.get(index).map_or(1, |runner| runner.samples().len() - next[index]);
-        let chance = none_yet / left as f32;
-        outcome.first[index] += chance;
-        next[index] += 1;
-        passed += chance;
-        while let Some((mark, _)) = marks.next_if(|&(_, share)| passed >= share) {
-            outcome.when[mark] = time;
+        let now = time[index];
+        if now == f32::INFINITY {
+            break;
         }
-        // Past the last mark there is none to come, should rounding keep `passed` below it.
-        outcome.when.iter_mut().skip(marks.peek().map_or(3, |mark| mark.0)).for_each(|when| *when = time);
+        let others: f32 = (0..RUNNERS).map(|other| if other == index { 1.0 } else { left[other] }).product();
+        let chance = others * share[index];
+        outcome.first[index] += chance;
+        passed += chance;
+        while mark < 3 && passed >= [0.1, 0.5, 0.9][mark] {
+            outcome.when[mark] = now;
+            mark += 1;
+        }
+        // Should rounding keep `passed` below a mark, the last time stands for it.
+        outcome.when[mark..].fill(now);
+        next[index] += 1;
+        left[index] -= share[index];
+        let sample = runners.get(index).and_then(|runner| runner.samples().get(next[index]));
+        // Whoever has no sample left has come for certain.
+        match sample {
+            Some(&sample) => time[index] = sample,
+            None => break,
+        }
+        if passed > 0.998 {
+            break;
+        }
     }
     if passed > 0.0 {
         outcome.first.iter_mut().for_each(|chance| *chance /= passed);
     }
     outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sooner_wins_and_equals_share() {
+        let sooner = Estimate::of(&[10.0, 11.0, 12.0]);
+        let later = Estimate::of(&[20.0, 21.0, 22.0]);
+        let outcome = run(&[later, sooner]);
+        assert_eq!((outcome.first[0], outcome.when[1]), (0.0, 11.0));
+        let even = run(&[sooner, sooner]);
+        assert!((even.first[0] - 0.5).abs() < 0.17, "{even:?}");
+        assert_eq!(run(&[]).first, [0.0; RUNNERS]);
+    }
+
+    #[test]
+    fn overlap_gives_odds() {
+        let early: Vec<f32> = (0..SAMPLES).map(|step| step as f32).collect();
+        let late: Vec<f32> = (0..SAMPLES).map(|step| step as f32 + 6.5).collect();
+        let outcome = run(&[Estimate::of(&early), Estimate::of(&late)]);
+        let sure = early.iter().flat_map(|a| late.iter().map(move |b| f32::from(u8::from(a < b)))).sum::<f32>();
+        assert!((outcome.first[0] - sure / (SAMPLES * SAMPLES) as f32).abs() < 0.01, "{outcome:?}");
+    }
 }

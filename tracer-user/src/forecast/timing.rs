@@ -90,6 +90,14 @@ impl Estimate {
         Self { samples: [0.0; SAMPLES], used: 0, alive: 0.0, evidence: 0, caused: false }
     }
 
+    /// These times, at most [`SAMPLES`].
+    #[cfg(test)]
+    pub(super) fn of(times: &[f32]) -> Self {
+        let mut estimate = Self { used: times.len() as u8, ..Self::none() };
+        estimate.samples[..times.len()].copy_from_slice(times);
+        estimate
+    }
+
     /// In order of size.
     pub(super) fn samples(&self) -> &[f32] {
         self.samples.get(..usize::from(self.used)).unwrap_or_default()
