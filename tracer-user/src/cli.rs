@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use crate::{
     cgroup::Mount,
     demo::{self, DemoArgs, Tracing},
-    doctor, infer, profile,
+    doctor, forecast, infer, profile,
     run::{self, Output, Refusal, RunArgs},
 };
 
@@ -48,6 +48,11 @@ enum Command {
     },
     /// Make profiles of functions from call paths: where the time goes, and what to change
     Profile(profile::cli::Args),
+    /// Forecast the calls to come
+    Forecast {
+        #[command(subcommand)]
+        what: Forecast,
+    },
     /// Put recorded traces through the inference of who made which call, and score it
     Replay(infer::cli::Args),
     /// A function of the demo's shop
@@ -56,6 +61,13 @@ enum Command {
         /// Which
         name: String,
     },
+}
+
+/// What `fntrace forecast` does.
+#[derive(Debug, Subcommand)]
+enum Forecast {
+    /// Learn from the first part of recorded paths, forecast the rest, and score that beside three baselines
+    Eval(forecast::cli::EvalArgs),
 }
 
 /// Runs the command line that this process was given.
@@ -80,6 +92,9 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         }
         Command::Doctor { json } => Ok(doctor::run(json)?),
         Command::Profile(args) => profile::cli::run(&args),
+        Command::Forecast { what: Forecast::Eval(args) } => {
+            quiet(forecast::cli::run(&args, &mut std::io::stdout().lock()))
+        }
         Command::Replay(args) => quiet(infer::cli::run(&args, &mut std::io::stdout().lock())),
         Command::DemoFunction { name } => {
             single_threaded()?.block_on(demo::serve_function(&name)).map(|()| ExitCode::SUCCESS)
