@@ -35,9 +35,9 @@ fn report(id: u64) -> Invocation {
     for at in [19_000, 20_000] {
         children.push(outside("legacy.example", at, 300).asks("POST", "/sync", 503));
     }
-    let mut slow = call("thumbnailer", 21_000, if id % 50 == 0 { 400_000 } else { 9000 }, vec![]);
+    let mut slow = call("thumbnailer", 21_000, if id.is_multiple_of(50) { 400_000 } else { 9000 }, vec![]);
     if let Some(Node::Invocation(inner)) = slow.children.first_mut() {
-        inner.cold = id % 50 == 0;
+        inner.cold = id.is_multiple_of(50);
         inner
             .children
             .push(call("report", 22_000, 3000, vec![call("order-details", 22_500, 800, vec![]).node()]).node());
