@@ -9,7 +9,7 @@ use super::Profile;
 use crate::path::{self, Line, Node, Path, SpanId};
 
 /// Paths that wait.
-pub const WAITING_MAX: usize = 1024;
+pub const WAITING_MAX: usize = 128;
 
 /// Paths that wait for their parts.
 #[derive(Clone, Debug, Default)]

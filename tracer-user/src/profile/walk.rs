@@ -6,7 +6,7 @@ use super::{
     Profile,
     bounded::hash,
     patterns,
-    stats::{Callee, Circle, Form, Name, POSITIONS, Stack, Step, StepKind, clip},
+    stats::{Callee, Circle, Edge, Form, Function, Name, POSITIONS, Stack, Step, StepKind, clip},
 };
 use crate::path::{Call, Http, Invocation, Node, Path};
 
@@ -247,9 +247,8 @@ impl Profile {
         let name = text(&invocation.function);
         let scene = Scene::new(path, invocation);
         self.cycle(walk, &scene, &name);
-        let own = self.times(&scene, &name, caller);
+        let own = self.count(&scene, &name, caller);
         self.stack(walk, &name, own);
-        self.edges(&scene, &name);
         let length = walk.stack.len();
         push_frame(&mut walk.stack, &name);
         walk.above.push(name);
@@ -286,74 +285,18 @@ impl Profile {
         self.cycles.at(Circle { cycle: cycle.into() }).add(us, scene.path.trace_id);
     }
 
-    /// Counts what concerns the invocation alone; gives its own work.
-    fn times(&mut self, scene: &Scene<'_>, name: &Arc<str>, caller: Option<View<'_>>) -> u64 {
-        let invocation = scene.invocation;
+    /// Counts what concerns the invocation and its calls; gives its own work.
+    fn count(&mut self, scene: &Scene<'_>, name: &Arc<str>, caller: Option<View<'_>>) -> u64 {
         let function = self.functions.at(Name { name: Arc::clone(name) });
-        function.invocations += 1;
-        function.cold += u64::from(invocation.cold);
-        let status = invocation.http.as_ref().and_then(|http| http.status);
-        function.errors += u64::from(invocation.error.is_some() || status.is_some_and(|status| status >= 500));
-        function.calls += scene.calls.len() as u64;
-        function.calls_max.0 = function.calls_max.0.max(scene.calls.len() as u64);
-        if let Some(caller) = caller {
-            function.queueing.add(span(caller.start, invocation.start_us));
-        }
-        let (Some(us), Some(end)) = (invocation.duration_us, scene.end) else {
-            function.unfinished += 1;
-            return 0;
-        };
-        let waiting = scene.waiting(end).min(us);
-        function.latency.add(us);
-        if invocation.cold {
-            function.cold_latency.add(us);
-        }
-        function.own.add(us - waiting);
-        function.waiting.add(waiting);
-        us - waiting
-    }
-
-    fn edges(&mut self, scene: &Scene<'_>, name: &Arc<str>) {
+        let own = times(function, scene, caller);
         if scene.calls.is_empty() {
-            return;
+            return own;
         }
         let parallel = scene.parallel();
-        for (callee, view) in scene.calls.iter().filter(|(callee, _)| callee.external) {
-            let external = self.externals.at(Name { name: Arc::clone(&callee.name) });
-            external.calls += 1;
-            external.errors += u64::from(view.failed());
-            if let Some(us) = view.us() {
-                external.latency.add(us);
-            }
-        }
-        let function = self.functions.at(Name { name: Arc::clone(name) });
-        for (at, (callee, view)) in scene.calls.iter().enumerate() {
-            let edge = function.edges.at(callee.clone());
-            edge.calls += 1;
-            edge.parallel += u64::from(parallel[at]);
-            edge.errors += u64::from(view.failed());
-            edge.after_response += u64::from(scene.after_response(view));
-            edge.inferred += u64::from(view.call.is_some_and(|call| call.parent_by == "inferred"));
-            edge.stopped_by_failure += u64::from(view.refused() && at + 1 == scene.calls.len());
-            match view.us() {
-                Some(us) => {
-                    edge.latency.add(us);
-                    if let (Some(_), Some(inner)) = (view.call, view.callee.and_then(|callee| callee.duration_us)) {
-                        edge.callee_latency.add(inner);
-                        edge.network.add(us.saturating_sub(inner));
-                    }
-                }
-                None => edge.unfinished += 1,
-            }
-            edge.cold += u64::from(view.callee.is_some_and(|callee| callee.cold));
-            if let Some(http) = view.http() {
-                edge.path_min.add(&http.path);
-                edge.path_max.add(&http.path);
-            }
-        }
-        // Once for each callee: its first call, and how many there are. Sorted by callee, in order of start within.
+        // By callee, and in order of start within.
         let mut order: Vec<usize> = (0..scene.calls.len()).collect();
         order.sort_by(|&a, &b| scene.calls[a].0.cmp(&scene.calls[b].0));
+        let mut calls: Vec<View<'_>> = Vec::with_capacity(order.len());
         for same in order.chunk_by(|&a, &b| scene.calls[a].0 == scene.calls[b].0) {
             let (callee, first) = &scene.calls[same[0]];
             let edge = function.edges.at(callee.clone());
@@ -361,10 +304,75 @@ impl Profile {
             edge.calls_max.0 = edge.calls_max.0.max(same.len() as u64);
             edge.positions[same[0].min(POSITIONS - 1)] += 1;
             edge.delay.add(span(scene.invocation.start_us, first.start));
-            let calls: Vec<View<'_>> = same.iter().map(|&at| scene.calls[at].1).collect();
+            calls.clear();
+            for &at in same {
+                let view = scene.calls[at].1;
+                edge.parallel += u64::from(parallel[at]);
+                edge.stopped_by_failure += u64::from(view.refused() && at + 1 == scene.calls.len());
+                call(edge, scene, &view);
+                calls.push(view);
+            }
             patterns::edge(edge, scene, &calls);
+            if callee.external {
+                let external = self.externals.at(Name { name: Arc::clone(&callee.name) });
+                for view in &calls {
+                    external.calls += 1;
+                    external.errors += u64::from(view.failed());
+                    view.us().into_iter().for_each(|us| external.latency.add(us));
+                }
+            }
         }
         patterns::pairs(function, scene);
+        own
+    }
+}
+
+/// Counts what concerns the invocation alone; gives its own work.
+fn times(function: &mut Function, scene: &Scene<'_>, caller: Option<View<'_>>) -> u64 {
+    let invocation = scene.invocation;
+    function.invocations += 1;
+    function.cold += u64::from(invocation.cold);
+    let status = invocation.http.as_ref().and_then(|http| http.status);
+    function.errors += u64::from(invocation.error.is_some() || status.is_some_and(|status| status >= 500));
+    function.calls += scene.calls.len() as u64;
+    function.calls_max.0 = function.calls_max.0.max(scene.calls.len() as u64);
+    if let Some(caller) = caller {
+        function.queueing.add(span(caller.start, invocation.start_us));
+    }
+    let (Some(us), Some(end)) = (invocation.duration_us, scene.end) else {
+        function.unfinished += 1;
+        return 0;
+    };
+    let waiting = scene.waiting(end).min(us);
+    function.latency.add(us);
+    if invocation.cold {
+        function.cold_latency.add(us);
+    }
+    function.own.add(us - waiting);
+    function.waiting.add(waiting);
+    us - waiting
+}
+
+/// Counts what concerns a call alone.
+fn call(edge: &mut Edge, scene: &Scene<'_>, view: &View<'_>) {
+    edge.calls += 1;
+    edge.errors += u64::from(view.failed());
+    edge.after_response += u64::from(scene.after_response(view));
+    edge.inferred += u64::from(view.call.is_some_and(|call| call.parent_by == "inferred"));
+    match view.us() {
+        Some(us) => {
+            edge.latency.add(us);
+            if let (Some(_), Some(inner)) = (view.call, view.callee.and_then(|callee| callee.duration_us)) {
+                edge.callee_latency.add(inner);
+                edge.network.add(us.saturating_sub(inner));
+            }
+        }
+        None => edge.unfinished += 1,
+    }
+    edge.cold += u64::from(view.callee.is_some_and(|callee| callee.cold));
+    if let Some(http) = view.http() {
+        edge.path_min.add(&http.path);
+        edge.path_max.add(&http.path);
     }
 }
 
@@ -378,7 +386,8 @@ fn push_frame(stack: &mut String, name: &str) {
         stack.push(';');
     }
     // The two characters that mean something in the folded form.
-    stack.extend(name.chars().map(|char| if matches!(char, ';' | '\n') { '_' } else { char }));
+    let special = |char| matches!(char, ';' | '\n');
+    if name.contains(special) { stack.push_str(&name.replace(special, "_")) } else { stack.push_str(name) }
 }
 
 /// Adds the critical path of a call to `steps`, as far as it lies between `from` and `to`.
