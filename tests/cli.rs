@@ -61,3 +61,22 @@ fn doctor_gives_a_document_that_says_what_it_found() {
     let cannot = report["verdict"] == "cannot";
     assert_eq!(output.status.code(), Some(if cannot { 3 } else { 0 }));
 }
+
+#[test]
+fn the_commands_that_read_paths_bear_nothing_and_rubbish() {
+    let directory = std::env::temp_dir().join(format!("fntrace-test-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let file = directory.join("paths");
+    for content in ["", "not json\n", "{\"fntrace\":1,\"type\":\"unknown\"}\n"] {
+        std::fs::write(&file, content).unwrap();
+        let path = file.to_str().unwrap();
+        for arguments in
+            [&["profile", path][..], &["forecast", "eval", path], &["replay", "--input", "call-trees", "--score", path]]
+        {
+            let output = fntrace(arguments);
+            let code = output.status.code();
+            assert!(matches!(code, Some(0 | 1)), "{arguments:?} of {content:?}: {code:?} {}", text(&output.stderr));
+        }
+    }
+    std::fs::remove_dir_all(directory).unwrap();
+}
