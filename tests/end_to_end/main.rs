@@ -13,6 +13,7 @@ mod bytes;
 mod client;
 mod functions;
 mod harness;
+mod hostile;
 mod life;
 mod paths;
 mod sandbox;

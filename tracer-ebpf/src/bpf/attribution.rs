@@ -4,7 +4,7 @@
 //! remembers it remembers a key that is found no more.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
-use core::ptr::read_volatile;
+use core::ptr::{self, read_volatile};
 use tracer_ebpf::{counter::Counter, record::Rule, traceparent::Context};
 
 use crate::{
@@ -237,6 +237,24 @@ pub fn exits(task: Task) {
 /// stack's sake.
 #[inline(always)]
 pub fn attribute(parent: &mut Parent, sandbox_id: u64, task: Task, carried: Option<&Context>) {
+    let carried = carried.map_or(ptr::null(), ptr::from_ref);
+    decide(parent, sandbox_id, task.tid, task.pid, carried);
+}
+
+/// A function of its own, for the verifier: what follows a call is then looked at once, and not once for each rule.
+#[inline(never)]
+extern "C" fn decide(parent: *mut Parent, sandbox_id: u64, tid: u32, pid: u32, carried: *const Context) -> u32 {
+    let task = Task { tid, pid };
+    // SAFETY: the caller's pointers to map values or to its stack.
+    let (parent, carried) = unsafe { (parent.as_mut(), carried.as_ref()) };
+    if let Some(parent) = parent {
+        decide_for(parent, sandbox_id, task, carried);
+    }
+    0
+}
+
+#[inline(always)]
+fn decide_for(parent: &mut Parent, sandbox_id: u64, task: Task, carried: Option<&Context>) {
     *parent = Parent::NOBODY;
     let Some(sandbox) = sandbox(sandbox_id) else { return };
     let live = sandbox.live.load() as u32;

@@ -17,6 +17,8 @@ mod attribution;
 #[cfg(target_arch = "bpf")]
 mod connection;
 #[cfg(target_arch = "bpf")]
+mod early;
+#[cfg(target_arch = "bpf")]
 mod exchange;
 #[cfg(target_arch = "bpf")]
 mod hooks;
