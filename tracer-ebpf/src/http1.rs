@@ -564,7 +564,7 @@ impl Flow {
         let mut value_at = at + name_len + 1;
         value_at += leading_blanks(window.word(value_at));
         let value_end = line_end - trailing_blanks(window.word(line_end - 8));
-        let value_len = if value_end > value_at { value_end - value_at } else { 0 };
+        let value_len = value_end.saturating_sub(value_at);
         match name_len {
             11 => self.read_traceparent(window, cursor, value_at, value_len),
             14 => self.read_length(window, value_at, value_len),
@@ -781,7 +781,7 @@ const POWERS: [u64; 8] = [1, 10, 100, 1_000, 10_000, 100_000, 1_000_000, 10_000_
 #[inline(always)]
 const fn decimal(word: u64, len: u32) -> (u64, bool) {
     // Right-aligned, with `0` shifted in before the digits.
-    let shift = (8 - (len & 15)) * 8 & 63;
+    let shift = ((8 - (len & 15)) * 8) & 63;
     let padded = if shift == 0 { word } else { (word << shift) | (0x3030_3030_3030_3030 >> (64 - shift)) };
     let digits = padded.wrapping_sub(0x3030_3030_3030_3030);
     let bad = (digits | digits.wrapping_add(0x7676_7676_7676_7676)) & 0x8080_8080_8080_8080 != 0;
