@@ -14,6 +14,7 @@ mod client;
 mod demo;
 mod functions;
 mod harness;
+mod hostile;
 mod life;
 mod paths;
 mod sandbox;

@@ -153,6 +153,11 @@ pub struct Flow {
     /// Bytes of the body or chunk still to come.
     pub remaining: u64,
     length: u64,
+    /// Length and flags of the body, or chunk, that was passed last: see [`Flow::take_back`].
+    passed_length: u64,
+    passed_flags: u8,
+    #[doc(hidden)]
+    pub pad: [u8; 7],
     /// The `traceparent` of this head, if [`tag_state::VALID`].
     pub context: Context,
     /// The beginning of a line that the last segment cut.
@@ -280,6 +285,9 @@ impl Flow {
         head_len: 0,
         remaining: 0,
         length: 0,
+        passed_length: 0,
+        passed_flags: 0,
+        pad: [0; 7],
         context: Context { trace_id: [0, 0], span_id: 0, flags: 0, pad: [0; 7] },
         carry: [0; CARRY],
     };
@@ -670,11 +678,33 @@ impl Flow {
         }
         let taken = self.remaining;
         self.remaining = 0;
+        self.passed_length = self.length;
+        self.passed_flags = self.flags;
         if self.flags & IN_CHUNKS != 0 {
             self.mode = mode::CHUNK_END;
             return (taken, Event::Step);
         }
         (taken, Event::End)
+    }
+
+    /// Of what was stepped over last, `bytes` did not go out after all and will come again. Goes back into the body (or
+    /// chunk) at hand, or into the one before, behind whose end the flow stands by `behind` bytes. `false` if they reach
+    /// beyond that, and then the flow knows nothing any more.
+    #[inline(always)]
+    pub fn take_back(&mut self, bytes: u64, behind: u64) -> bool {
+        if self.mode == mode::BODY && bytes <= self.length.saturating_sub(self.remaining) {
+            self.remaining += bytes;
+            return true;
+        }
+        if bytes <= behind || bytes - behind > self.passed_length {
+            return false;
+        }
+        self.mode = mode::BODY;
+        self.flags = self.passed_flags;
+        self.length = self.passed_length;
+        self.remaining = bytes - behind;
+        self.carry_len = 0;
+        true
     }
 
     /// A chunk's size is a few bytes, so is what stands around it: byte by byte.

@@ -382,3 +382,66 @@ proptest! {
         prop_assert_eq!(ends(&seen), expected);
     }
 }
+
+/// Steps a flow over `bytes` as the driver does; gives how many bytes lie behind the last body's end.
+fn pass(flow: &mut Flow, bytes: &[u8]) -> u64 {
+    let mut cursor = Cursor { at: 0, end: bytes.len() as u32, head_at: 0 };
+    let mut behind = 0;
+    loop {
+        if flow.mode == mode::BODY {
+            let (taken, event) = flow.pass_body(u64::from(cursor.end - cursor.at));
+            cursor.at += taken as u32;
+            if event != Event::Drained {
+                behind = cursor.at;
+            }
+            if event == Event::End {
+                flow.begin_message(&mut cursor);
+            }
+            if event == Event::Drained {
+                break;
+            }
+            continue;
+        }
+        match flow.step(Side::Request, bytes, &mut cursor) {
+            Event::Head => {
+                let _ = flow.begin_body(Side::Request, method::OTHER);
+            }
+            Event::End => flow.begin_message(&mut cursor),
+            Event::Drained => break,
+            _ => {}
+        }
+    }
+    u64::from(cursor.end - behind)
+}
+
+#[test]
+fn what_a_short_write_left_behind_is_still_the_body() {
+    for request in [
+        "POST / HTTP/1.1\r\nContent-Length: 20\r\n\r\nGET / HTTP/1.1\r\n\r\nxx",
+        "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n14\r\nGET / HTTP/1.1\r\n\r\nxx\r\n0\r\n\r\n",
+    ] {
+        let bytes = request.as_bytes();
+        let body_at = request.find("GET").unwrap();
+        for cut in body_at + 1..body_at + 20 {
+            let mut flow = Flow::NEW;
+            let behind = pass(&mut flow, bytes);
+            assert!(flow.at_boundary());
+            let back = (bytes.len() - cut) as u64;
+            assert!(flow.take_back(back, behind), "{cut}");
+            assert_eq!((flow.mode, flow.remaining), (mode::BODY, (body_at + 20 - cut) as u64));
+            pass(&mut flow, &bytes[cut..]);
+            assert!(flow.at_boundary(), "{cut}: {flow:?}");
+        }
+        // Beyond the body nothing is known.
+        let mut flow = Flow::NEW;
+        let behind = pass(&mut flow, bytes);
+        assert!(!flow.take_back((bytes.len() - body_at + 1) as u64, behind));
+    }
+    // Within a body that is not over.
+    let mut flow = Flow::NEW;
+    let bytes = b"POST / HTTP/1.1\r\nContent-Length: 20\r\n\r\n0123456789";
+    let behind = pass(&mut flow, bytes);
+    assert!(flow.take_back(4, behind));
+    assert_eq!(flow.remaining, 14);
+    assert!(!flow.take_back(7, behind + 100));
+}

@@ -54,6 +54,13 @@ impl Atomic {
         self.store(0);
     }
 
+    /// Sets to 0, and gives what was there before.
+    #[inline(always)]
+    pub fn take(&self) -> u64 {
+        // SAFETY: as above.
+        unsafe { intrinsics::atomic_xchg::<u64, { SeqCst }>(self.0.get(), 0) }
+    }
+
     /// Sets to 1; whether it was 0.
     #[inline(always)]
     pub fn set_first(&self) -> bool {

@@ -4,6 +4,7 @@
 //! remembers it remembers a key that is found no more.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
+use core::ptr::{self, read_volatile};
 use tracer_ebpf::{counter::Counter, record::Rule, traceparent::Context};
 
 use crate::{
@@ -52,6 +53,20 @@ pub struct ContextKey {
     pub parent: u64,
 }
 
+/// The live invocations that came with one parent id.
+#[repr(C)]
+pub struct Holders {
+    pub count: Atomic,
+    /// Their span ids, XORed: with one it is that one's.
+    pub spans: Atomic,
+}
+
+impl Holders {
+    const fn nobody() -> Self {
+        Self { count: Atomic::new(0), spans: Atomic::new(0) }
+    }
+}
+
 /// What a thread works for.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -84,10 +99,21 @@ impl Parent {
     pub const NOBODY: Self =
         Self { context: Context { trace_id: [0; 2], span_id: 0, flags: 0, pad: [0; 7] }, rule: 0, live: 0 };
 
+    /// Takes the invocation that was found under `span`. `false` if it has ended meanwhile: its memory may be another's
+    /// by now, of another sandbox even (kernel/bpf/hashtab.c, htab_elem_free: at once where nothing is preallocated), so
+    /// what it says of itself is compared after it was copied.
     #[inline(always)]
-    fn is(&mut self, rule: Rule, context: &Context) {
+    fn is(&mut self, rule: Rule, found: &Value<Invocation>, span: u64, sandbox: u64) -> bool {
+        self.context = found.context;
+        // SAFETY: fields of a map value.
+        let (own, of) =
+            unsafe { (read_volatile(&raw const found.context.span_id), read_volatile(&raw const found.sandbox)) };
+        if own != span || self.context.span_id != span || of != sandbox {
+            self.context = Self::NOBODY.context;
+            return false;
+        }
         self.rule = rule as u32;
-        self.context = *context;
+        true
     }
 }
 
@@ -104,6 +130,12 @@ pub fn invocation(span: u64) -> Option<Value<Invocation>> {
 }
 
 #[inline(always)]
+fn holders(key: ContextKey) -> Option<Value<Holders>> {
+    // SAFETY: a map look-up.
+    unsafe { Value::new(CONTEXTS.get_ptr_mut(key)?) }
+}
+
+#[inline(always)]
 fn thread(tid: u32) -> Option<Value<Thread>> {
     // SAFETY: a map look-up.
     unsafe { Value::new(THREADS.get_ptr_mut(tid)?) }
@@ -117,9 +149,15 @@ pub fn begin(span: u64, invocation: &Invocation) -> (bool, u32) {
     }
     if invocation.inbound != 0 {
         let key = ContextKey { sandbox: invocation.sandbox, parent: invocation.inbound };
-        // Two that came with the same parent id (a retry, or a tenant that replays it) tell nothing: 0 is no span.
-        if CONTEXTS.insert(key, span, u64::from(BPF_NOEXIST)).is_err() && CONTEXTS.insert(key, 0, 0).is_err() {
-            count(Counter::InvocationsFull);
+        // Several may have come with the same parent id (retries, or a caller that sends one id with all it does): as
+        // long as they are live, it tells nothing.
+        let _ = CONTEXTS.insert(key, &Holders::nobody(), u64::from(BPF_NOEXIST));
+        match holders(key) {
+            Some(holders) => {
+                holders.count.add(1);
+                holders.spans.xor(span);
+            }
+            None => count(Counter::InvocationsFull),
         }
     }
     let Some(sandbox) = sandbox(invocation.sandbox) else { return (false, 0) };
@@ -139,7 +177,12 @@ pub fn end(span: u64, sandbox_id: u64) {
         && invocation.inbound != 0
     {
         let key = ContextKey { sandbox: sandbox_id, parent: invocation.inbound };
-        let _ = CONTEXTS.remove(key);
+        if let Some(holders) = holders(key) {
+            holders.spans.xor(span);
+            if holders.count.add(u64::MAX) == 1 {
+                let _ = CONTEXTS.remove(key);
+            }
+        }
     }
     let _ = INVOCATIONS.remove(span);
     if let Some(sandbox) = sandbox(sandbox_id) {
@@ -197,28 +240,49 @@ pub fn exits(task: Task) {
 /// stack's sake.
 #[inline(always)]
 pub fn attribute(parent: &mut Parent, sandbox_id: u64, task: Task, carried: Option<&Context>) {
+    let carried = carried.map_or(ptr::null(), ptr::from_ref);
+    decide(parent, sandbox_id, task.tid, task.pid, carried);
+}
+
+/// A function of its own, for the verifier: what follows a call is then looked at once, and not once for each rule.
+#[inline(never)]
+extern "C" fn decide(parent: *mut Parent, sandbox_id: u64, tid: u32, pid: u32, carried: *const Context) -> u32 {
+    let task = Task { tid, pid };
+    // SAFETY: the caller's pointers to map values or to its stack.
+    let (parent, carried) = unsafe { (parent.as_mut(), carried.as_ref()) };
+    if let Some(parent) = parent {
+        decide_for(parent, sandbox_id, task, carried);
+    }
+    0
+}
+
+#[inline(always)]
+fn decide_for(parent: &mut Parent, sandbox_id: u64, task: Task, carried: Option<&Context>) {
     *parent = Parent::NOBODY;
     let Some(sandbox) = sandbox(sandbox_id) else { return };
     let live = sandbox.live.load() as u32;
     parent.live = live;
     if let Some(context) = carried
-        && let Some(found) = forwarded(sandbox_id, context)
+        && let Some(own) = forwarded(sandbox_id, context)
+        && let Some(found) = invocation(own)
+        && found.context.trace_id[0] == context.trace_id[0]
+        && found.context.trace_id[1] == context.trace_id[1]
+        && parent.is(Rule::Header, &found, own, sandbox_id)
     {
-        return parent.is(Rule::Header, &found.context);
+        return;
     }
     let known = if task.is_known() { thread(task.tid) } else { None };
-    if live == 1
-        && let Some(only) = invocation(sandbox.spans.load())
-        && only.sandbox == sandbox_id
+    let alone = if live == 1 { sandbox.spans.load() } else { 0 };
+    if let Some(only) = invocation(alone)
         // Since it began: what another left running may still call.
         && only.start_ns > sandbox.overlap_ns.load()
     {
         let has_own_work = match &known {
-            Some(known) => known.background == 1 && known.span != only.context.span_id,
+            Some(known) => known.background == 1 && known.span != alone,
             None => false,
         };
-        if !has_own_work {
-            return parent.is(Rule::Exclusive, &only.context);
+        if !has_own_work && parent.is(Rule::Exclusive, &only, alone, sandbox_id) {
+            return;
         }
     }
     if !task.is_known() {
@@ -238,10 +302,11 @@ pub fn attribute(parent: &mut Parent, sandbox_id: u64, task: Task, carried: Opti
     if known.sandbox == sandbox_id
         && known.several == 0
         && let Some(own) = invocation(known.span)
-        && own.sandbox == sandbox_id
     {
         let rule = if known.read == 1 { Rule::Thread } else { Rule::Lineage };
-        return parent.is(rule, &own.context);
+        if parent.is(rule, &own, known.span, sandbox_id) {
+            return;
+        }
     }
     if is_background {
         known.background = 1;
@@ -255,15 +320,10 @@ fn note_thread(task: Task, new: &Thread) {
     }
 }
 
-/// The live invocation of this sandbox whose own inbound context is the one that the call carries.
+/// The span of the one live invocation of this sandbox that came in with the context that the call carries.
 #[inline(always)]
-fn forwarded(sandbox: u64, carried: &Context) -> Option<Value<Invocation>> {
+fn forwarded(sandbox: u64, carried: &Context) -> Option<u64> {
     let key = ContextKey { sandbox, parent: carried.span_id };
-    // SAFETY: a map look-up; the value is copied at once.
-    let span = unsafe { CONTEXTS.get_ptr(key)?.read() };
-    let found = invocation(span)?;
-    if found.context.trace_id[0] != carried.trace_id[0] || found.context.trace_id[1] != carried.trace_id[1] {
-        return None;
-    }
-    Some(found)
+    let holders = holders(key)?;
+    if holders.count.load() == 1 { Some(holders.spans.load()) } else { None }
 }

@@ -2,7 +2,10 @@
 
 use aya_ebpf::{bindings::BPF_SK_STORAGE_GET_F_CREATE, helpers::generated::bpf_sk_storage_get};
 use core::{ffi::c_void, ptr};
-use tracer_ebpf::{http1::Flow, record::Wire};
+use tracer_ebpf::{
+    http1::{Cursor, Flow},
+    record::Wire,
+};
 
 use crate::{atomic::Atomic, maps::CONNECTIONS, pointer::Value};
 
@@ -24,8 +27,10 @@ pub struct Direction {
     /// Held while a packet of this direction is parsed: two CPUs may have one each (net/ipv4/tcp_ipv4.c, tcp_v4_rcv
     /// runs the filter before it takes the socket).
     pub guard: Atomic,
-    /// The next sequence number, for flows that are read off packets.
+    /// The sequence number of the next byte that the flow has not seen.
     pub sequence: u32,
+    /// For what the send hook sees: the sequence number behind the body, or chunk, that was passed last.
+    pub body_end: u32,
     /// The boundary at which this flow began was concluded, not proven: not good enough for a tag.
     pub unproven: u8,
     pub pad: [u8; 7],
@@ -66,17 +71,41 @@ pub struct Connection {
     pub connect_ns: u64,
     pub connect_rule: u8,
     pub pad: [u8; 7],
-    /// Span ids of the open exchanges, by ordinal modulo [`OPEN_MAX`].
-    pub spans: [u64; OPEN_MAX as usize],
+    /// Span ids of the open exchanges, by ordinal modulo [`OPEN_MAX`]; 0 once ended.
+    pub spans: [Atomic; OPEN_MAX as usize],
     /// Methods of their requests ([`tracer_ebpf::http1::method`]).
     pub methods: [u8; OPEN_MAX as usize],
     pub request: Direction,
     pub response: Direction,
+    /// 1 once the socket is closed.
+    pub closed: Atomic,
     /// The beginning of a request head that came in pieces.
     pub first: [u8; FIRST_MAX],
 }
 
 impl Connection {
+    /// Forgets what an earlier connection of the same socket left behind (connect(2) with AF_UNSPEC, or again after a
+    /// failure). What was open on it has ended with it.
+    #[inline(always)]
+    pub fn reset(&mut self) {
+        self.enrolled = 0;
+        self.may_tag = 0;
+        self.opaque = 0;
+        self.requests = 0;
+        self.responses = 0;
+        self.status = 0;
+        self.first_len = 0;
+        self.first_byte_ns = 0;
+        self.pid = 0;
+        self.reader = 0;
+        self.reader_span = 0;
+        self.closed.store(0);
+        for direction in [&mut self.request, &mut self.response] {
+            direction.unproven = 0;
+            direction.flow.begin_message(&mut Cursor::default());
+        }
+    }
+
     /// How many exchanges are open.
     #[inline(always)]
     pub fn open(&self) -> u32 {
@@ -85,8 +114,8 @@ impl Connection {
 
     /// The span of the exchange with this ordinal.
     #[inline(always)]
-    pub fn span(&mut self, ordinal: u32) -> &mut u64 {
-        &mut self.spans[(ordinal & (OPEN_MAX - 1)) as usize]
+    pub fn span(&self, ordinal: u32) -> &Atomic {
+        &self.spans[(ordinal & (OPEN_MAX - 1)) as usize]
     }
 
     /// The method of the exchange with this ordinal.

@@ -127,10 +127,14 @@ pub fn invocation_begins(scratch: &mut Scratch, connection: &mut Value<Connectio
     }
     fill(scratch, connection, flags, live);
     let (ordinal, method) = (connection.requests, connection.request.flow.method);
-    *connection.span(ordinal) = span;
+    connection.span(ordinal).store(span);
     *connection.method(ordinal) = method;
     connection.requests = ordinal.wrapping_add(1);
     scratch.emit(Kind::InvocationStart, connection.sandbox, 0);
+    if connection.closed.load() == 1 {
+        // Closed by another CPU since the packet was let in. Whoever comes last of the two ends it, or both try.
+        finish(scratch, connection, Reason::Closed, 0);
+    }
 }
 
 /// A request is about to leave a client socket: decides whose call it is and what its tag says. What becomes of the tag
@@ -159,7 +163,7 @@ pub fn call_begins(scratch: &mut Scratch, connection: &mut Value<Connection>, ta
     let start = scratch.start();
     start.tag = tag as u8;
     start.rule = rule as u8;
-    *connection.span(ordinal) = span;
+    connection.span(ordinal).store(span);
     let method = connection.request.flow.method;
     *connection.method(ordinal) = method;
     connection.requests = ordinal.wrapping_add(1);
@@ -181,7 +185,7 @@ pub fn connect_failed(scratch: &mut Scratch, connection: &mut Value<Connection>,
     unsent(scratch, connection, Kind::CallStart);
     scratch.now = now;
     let span = scratch.start().context.span_id;
-    *connection.span(0) = span;
+    connection.span(0).store(span);
     connection.requests = 1;
     finish(scratch, connection, Reason::ConnectFailed, errno);
 }
@@ -218,7 +222,11 @@ pub fn response_ends(scratch: &mut Scratch, connection: &mut Value<Connection>, 
         return;
     }
     let ordinal = connection.responses;
-    let span = *connection.span(ordinal);
+    // Either direction may end it, each on a CPU of its own (and the closing socket on a third): who takes the span does.
+    let span = connection.span(ordinal).take();
+    if span == 0 {
+        return;
+    }
     connection.responses = ordinal.wrapping_add(1);
     let end = scratch.end();
     end.conn = connection.cookie;
@@ -244,15 +252,28 @@ pub fn response_ends(scratch: &mut Scratch, connection: &mut Value<Connection>, 
 /// Nothing more will come of what is open on this connection.
 #[inline(always)]
 pub fn finish(scratch: &mut Scratch, connection: &mut Value<Connection>, reason: Reason, errno: u32) {
-    let mut i = 0;
-    while i < OPEN_MAX {
-        response_ends(scratch, connection, reason, errno);
-        i += 1;
-    }
+    end_all(scratch, connection.as_ptr(), reason as u32, errno);
     if reason != Reason::Missed {
         connection.request.flow.mode = mode::OPAQUE;
         connection.response.flow.mode = mode::OPAQUE;
     }
+}
+
+/// A function of its own, for the verifier: what follows a call is then looked at once, and not once for each way through
+/// here.
+#[inline(never)]
+extern "C" fn end_all(scratch: *mut Scratch, connection: *mut Connection, reason: u32, errno: u32) -> u32 {
+    // SAFETY: the callers' pointers to map values.
+    let (Some(mut scratch), Some(mut connection)) = (unsafe { (Value::new(scratch), Value::new(connection)) }) else {
+        return 0;
+    };
+    let reason = Reason::from_u8(reason as u8).unwrap_or(Reason::Missed);
+    let mut i = 0;
+    while i < OPEN_MAX {
+        response_ends(&mut scratch, &mut connection, reason, errno);
+        i += 1;
+    }
+    0
 }
 
 /// The connection of an opaque call was closed.

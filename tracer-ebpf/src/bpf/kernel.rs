@@ -24,6 +24,8 @@ offsets! {
     OFF_SOCK_WMEM_QUEUED;
     /// sock.sk_sndbuf
     OFF_SOCK_SNDBUF;
+    /// sock.sk_lock.owned
+    OFF_SOCK_OWNED;
     /// sock_common.skc_family
     OFF_SKC_FAMILY;
     /// sock_common.skc_state
@@ -48,6 +50,14 @@ offsets! {
     OFF_TCP_RCV_NXT;
     /// tcp_sock.write_seq
     OFF_TCP_WRITE_SEQ;
+    /// tcp_sock.snd_nxt
+    OFF_TCP_SND_NXT;
+    /// tcp_sock.notsent_lowat
+    OFF_TCP_NOTSENT_LOWAT;
+    /// net.ipv4.sysctl_tcp_notsent_lowat
+    OFF_NET_NOTSENT_LOWAT;
+    /// tcp_sock.is_mptcp; `u32::MAX` where the kernel is built without MPTCP
+    OFF_TCP_IS_MPTCP;
     /// cgroup.kn
     OFF_CGROUP_KN;
     /// cgroup.root
@@ -129,6 +139,13 @@ impl Sock {
         i64::from(self.0.get::<i32>(&OFF_SOCK_SNDBUF)) - i64::from(self.0.get::<i32>(&OFF_SOCK_WMEM_QUEUED))
     }
 
+    /// Whether a process holds the socket. If a packet leaves meanwhile, it is that process that runs: softirq leaves a
+    /// socket alone that is held (net/ipv4/tcp_output.c, tcp_tsq_handler; tcp_timer.c, tcp_write_timer).
+    #[inline(always)]
+    pub fn is_owned(self) -> bool {
+        self.0.get::<i32>(&OFF_SOCK_OWNED) != 0
+    }
+
     #[inline(always)]
     pub fn state(self) -> u8 {
         self.0.get(&OFF_SKC_STATE)
@@ -181,6 +198,21 @@ impl TcpSock {
     #[inline(always)]
     pub fn write_next(self) -> u32 {
         self.0.get(&OFF_TCP_WRITE_SEQ)
+    }
+
+    /// Bytes that may still be written before TCP_NOTSENT_LOWAT stops the writer.
+    #[inline(always)]
+    pub fn unsent_room(self) -> i64 {
+        let own = self.0.get::<u32>(&OFF_TCP_NOTSENT_LOWAT);
+        let most = if own == 0 { self.0.follow(&OFF_SKC_NET).get::<u32>(&OFF_NET_NOTSENT_LOWAT) } else { own };
+        i64::from(most) - i64::from(self.write_next().wrapping_sub(self.0.get::<u32>(&OFF_TCP_SND_NXT)))
+    }
+
+    /// Whether this is a subflow of MPTCP, which brings its bytes past the send hook and must not be in a sockhash
+    /// (net/mptcp/protocol.c, mptcp_sendmsg_frag).
+    #[inline(always)]
+    pub fn is_mptcp(self) -> bool {
+        OFF_TCP_IS_MPTCP.load() != u32::MAX && self.0.get::<u8>(&OFF_TCP_IS_MPTCP) != 0
     }
 }
 

@@ -11,6 +11,7 @@
 mod atomic;
 mod attribution;
 mod connection;
+mod early;
 mod exchange;
 mod hooks;
 mod kernel;

@@ -14,7 +14,7 @@ use tracer_ebpf::{
 
 use crate::{
     atomic::Atomic,
-    attribution::{ContextKey, Invocation, Sandbox, Thread},
+    attribution::{ContextKey, Holders, Invocation, Sandbox, Thread},
     connection::Connection,
     pointer::Value,
 };
@@ -36,9 +36,9 @@ pub static SANDBOXES: HashMap<u64, Sandbox, 65_536, ON_DEMAND> = HashMap::new();
 #[btf_map]
 pub static INVOCATIONS: HashMap<u64, Invocation, 262_144, ON_DEMAND> = HashMap::new();
 
-/// (Sandbox, parent id that came in) → span id of the live invocation that it came in with.
+/// (Sandbox, parent id that came in) → the live invocations that it came in with.
 #[btf_map]
-pub static CONTEXTS: HashMap<ContextKey, u64, 262_144, ON_DEMAND> = HashMap::new();
+pub static CONTEXTS: HashMap<ContextKey, Holders, 262_144, ON_DEMAND> = HashMap::new();
 
 /// Thread id → what that thread works for. Only threads of sandboxes; the exit hook takes them out.
 #[btf_map]

@@ -1,10 +1,10 @@
 //! Packets of noted connections: finds the payload and its place in the stream, and lets the flow run over it.
 
 use aya_ebpf::{
-    bindings::__sk_buff,
+    bindings::{__sk_buff, BPF_TCP_LISTEN},
     helpers::{
         bpf_ktime_get_ns,
-        generated::{bpf_sk_fullsock, bpf_skb_load_bytes},
+        generated::{bpf_sk_fullsock, bpf_skb_load_bytes, bpf_skc_to_tcp_sock},
     },
     programs::SkBuffContext,
 };
@@ -12,6 +12,8 @@ use tracer_ebpf::{counter::Counter, http1::mode, record::Tag};
 
 use crate::{
     connection::{self, Connection, role},
+    early,
+    kernel::{Sock, Typed},
     maps::{TAGGING, count},
     pointer::Value,
     scratch,
@@ -26,10 +28,13 @@ pub enum Way {
 }
 
 /// The payload of a TCP segment.
-struct Payload {
-    at: u32,
-    len: u32,
-    sequence: u32,
+pub struct Payload {
+    /// Where it lies in the packet.
+    pub at: u32,
+    pub len: u32,
+    pub sequence: u32,
+    /// Its length with the TCP header.
+    pub segment: u32,
 }
 
 /// Looks at a packet, if it belongs to a connection that was noted.
@@ -45,6 +50,12 @@ pub fn look(context: &SkBuffContext, way: Way) {
         let socket = bpf_sk_fullsock(socket);
         if socket.is_null() {
             return;
+        }
+        if way == Way::In && (*socket).state == BPF_TCP_LISTEN {
+            return match payload(packet) {
+                Some(payload) => early::keep(packet, &payload),
+                None => {}
+            };
         }
         connection::get(socket.cast())
     };
@@ -110,7 +121,11 @@ fn payload(packet: *mut __sk_buff) -> Option<Payload> {
     if whole <= at {
         return None;
     }
-    Some(Payload { at, len: whole - at, sequence: u32::from_be_bytes([head[4], head[5], head[6], head[7]]) })
+    const SYN: u8 = 2;
+    let sequence = u32::from_be_bytes([head[4], head[5], head[6], head[7]]);
+    // A SYN takes one number; with TCP Fast Open, bytes come with it.
+    let sequence = sequence.wrapping_add(u32::from(head[13] & SYN != 0));
+    Some(Payload { at, len: whole - at, sequence, segment: whole - tcp_at })
 }
 
 /// Where, and how long, that part of the payload is which comes next in the stream.
@@ -161,6 +176,7 @@ fn follow<const REQUEST: bool>(packet: *mut __sk_buff, connection: &mut Value<Co
     // SAFETY: the helper has no arguments.
     scratch.now = unsafe { bpf_ktime_get_ns() };
     scratch.may_pause = 0;
+    scratch.sends = u32::from(held(packet));
     scratch.tag_else = if TAGGING.load() == 0 {
         Tag::Off as u32
     } else if connection.may_tag == 0 {
@@ -170,4 +186,20 @@ fn follow<const REQUEST: bool>(packet: *mut __sk_buff, connection: &mut Value<Co
     };
     stream::run::<Packet, REQUEST>(Packet(packet), &mut scratch, connection, at, len);
     scratch::give_back(&scratch);
+}
+
+/// Whether a process holds the packet's socket: see [`Sock::is_owned`].
+#[inline(always)]
+fn held(packet: *mut __sk_buff) -> bool {
+    // SAFETY: the verifier knows `sk` for a socket or null; the helper gives a typed pointer or null.
+    unsafe {
+        let socket = (*packet).__bindgen_anon_2.sk;
+        if socket.is_null() {
+            return false;
+        }
+        match Typed::new(bpf_skc_to_tcp_sock(socket.cast())) {
+            Some(tcp) => Sock(tcp).is_owned(),
+            None => false,
+        }
+    }
 }

@@ -59,7 +59,11 @@ pub struct Scratch {
     pub may_pause: u32,
     /// The [`tracer_ebpf::record::Tag`] of calls that pass without having been tagged.
     pub tag_else: u32,
-    pub pad1: u32,
+    /// 1 if the task that runs is the one that sends.
+    pub sends: u32,
+    /// The tag and the verdict of the call at hand.
+    pub tag: u32,
+    pub verdict: u32,
     /// CLOCK_MONOTONIC of this run, ns.
     pub now: u64,
     /// What the next step is to do ([`tracer_ebpf::http1::Event`]).

@@ -105,13 +105,24 @@ pub fn run<S: Source, const REQUEST: bool>(
     payload_at: u32,
     payload_len: u32,
 ) {
-    let direction = direction::<REQUEST>(connection);
-    if direction.flow.mode == mode::LOST {
+    if direction::<REQUEST>(connection).flow.mode == mode::LOST {
+        if REQUEST && connection.open() > 0 && connection.response.flow.mode != mode::LOST {
+            // The response is still to come: this is the rest of the request that it answers, whatever it looks like.
+            scratch.outcome = outcome::DONE;
+            return;
+        }
         // Perhaps a message begins here. If it does not look like one, the flow is lost again.
+        let direction = direction::<REQUEST>(connection);
         direction.unproven = 1;
         direction.flow.begin_message(&mut Cursor::default());
+        if REQUEST {
+            connection.first_len = 0;
+        }
     }
-    scratch.carried = u32::from(direction.flow.carry_len) & 0xff;
+    let flow = &mut direction::<REQUEST>(connection).flow;
+    scratch.carried = u32::from(flow.carry_len) & 0xff;
+    // Used up, wherever the run ends: in a body, say, nothing else would say so.
+    flow.carry_len = 0;
     scratch.payload_at = payload_at;
     scratch.stream_len = scratch.carried + payload_len;
     scratch.window_at = 0;
@@ -162,6 +173,11 @@ extern "C" fn step<S: Source, const REQUEST: bool>(_: u64, run: *mut c_void) -> 
         let (taken, event) = flow.pass_body(u64::from(scratch.stream_len - here));
         scratch.window_at = here + taken as u32;
         scratch.cursor = Cursor { at: 0, end: 0, head_at: 0 };
+        if S::PAUSES && event != Event::Drained {
+            let here = scratch.window_at + scratch.payload_at;
+            let direction = direction::<REQUEST>(&mut connection);
+            direction.body_end = direction.sequence.wrapping_add(here).wrapping_sub(scratch.carried);
+        }
         if event == Event::End {
             scratch.next = Event::End as u32;
             return GO_ON;
@@ -335,7 +351,7 @@ fn head_complete<const REQUEST: bool>(scratch: &mut Value<Scratch>, connection: 
 /// A call that goes out without having passed the tag: `tag` says why.
 #[inline(always)]
 fn observed_call(scratch: &mut Value<Scratch>, connection: &mut Value<Connection>, tag: u32) {
-    let task = sender(connection);
+    let task = sender(connection, scratch.sends == 1);
     if !exchange::open(scratch, connection) {
         return;
     }
@@ -346,17 +362,21 @@ fn observed_call(scratch: &mut Value<Scratch>, connection: &mut Value<Connection
     exchange::call_begins(scratch, connection, tag, task.pid);
 }
 
-/// The task that sends on this connection, if the one that runs can be it: a packet may also leave in softirq, on top
-/// of a stranger.
+/// The task that sends on this connection. A packet may also leave in softirq, on top of a stranger, be it another
+/// thread of the same sandbox: `sends` says that the hook runs in the sender.
 #[inline(always)]
-pub fn sender(connection: &Connection) -> kernel::Task {
+pub fn sender(connection: &Connection, sends: bool) -> kernel::Task {
     let (task, cgroup) = kernel::current();
-    if cgroup == connection.sandbox { task } else { kernel::Task::UNKNOWN }
+    if sends && cgroup == connection.sandbox { task } else { kernel::Task::UNKNOWN }
 }
 
 /// Goes on behind a complete request head. `false` if there is nothing more to look at.
 #[inline(always)]
 pub fn request_body(scratch: &mut Value<Scratch>, connection: &mut Value<Connection>) -> bool {
+    if connection.request.flow.mode == mode::OPAQUE {
+        // Given up: more is open than is followed.
+        return false;
+    }
     match connection.request.flow.begin_body(Side::Request, method::OTHER) {
         After::Nothing => connection.request.flow.begin_message(&mut scratch.cursor),
         After::Opaque => {
@@ -391,7 +411,7 @@ fn becomes_opaque<const REQUEST: bool>(scratch: &mut Value<Scratch>, connection:
     }
     count(Counter::Opaque);
     if REQUEST {
-        let task = sender(connection);
+        let task = sender(connection, scratch.sends == 1);
         exchange::opaque_begins(scratch, connection, task);
     }
     exchange::finish(scratch, connection, Reason::Upgraded, 0);

@@ -13,10 +13,19 @@ pub struct Wanted {
     structure: &'static str,
     path: &'static [&'static str],
     width: u32,
+    /// The kernel may have been built without it: then the offset is [`ABSENT`].
+    optional: bool,
 }
 
+/// The offset of an optional field that this kernel does not have.
+pub const ABSENT: u32 = u32::MAX;
+
 const fn want(global: &'static str, structure: &'static str, path: &'static [&'static str], width: u32) -> Wanted {
-    Wanted { global, structure, path, width }
+    Wanted { global, structure, path, width, optional: false }
+}
+
+const fn optional(global: &'static str, structure: &'static str, path: &'static [&'static str], width: u32) -> Wanted {
+    Wanted { global, structure, path, width, optional: true }
 }
 
 /// All of them; the names are those of `kernel.rs` in the kernel half.
@@ -25,6 +34,7 @@ pub const WANTED: &[Wanted] = &[
     want("OFF_SOCK_ERR", "sock", &["sk_err"], 4),
     want("OFF_SOCK_WMEM_QUEUED", "sock", &["sk_wmem_queued"], 4),
     want("OFF_SOCK_SNDBUF", "sock", &["sk_sndbuf"], 4),
+    want("OFF_SOCK_OWNED", "sock", &["sk_lock", "owned"], 4),
     want("OFF_SKC_FAMILY", "sock_common", &["skc_family"], 2),
     want("OFF_SKC_STATE", "sock_common", &["skc_state"], 1),
     want("OFF_SKC_NUM", "sock_common", &["skc_num"], 2),
@@ -37,6 +47,10 @@ pub const WANTED: &[Wanted] = &[
     want("OFF_NET_COOKIE", "net", &["net_cookie"], 8),
     want("OFF_TCP_RCV_NXT", "tcp_sock", &["rcv_nxt"], 4),
     want("OFF_TCP_WRITE_SEQ", "tcp_sock", &["write_seq"], 4),
+    want("OFF_TCP_SND_NXT", "tcp_sock", &["snd_nxt"], 4),
+    want("OFF_TCP_NOTSENT_LOWAT", "tcp_sock", &["notsent_lowat"], 4),
+    want("OFF_NET_NOTSENT_LOWAT", "net", &["ipv4", "sysctl_tcp_notsent_lowat"], 4),
+    optional("OFF_TCP_IS_MPTCP", "tcp_sock", &["is_mptcp"], 1),
     want("OFF_CGROUP_KN", "cgroup", &["kn"], 8),
     want("OFF_CGROUP_ROOT", "cgroup", &["root"], 8),
     want("OFF_CGROUP_SELF_PARENT", "cgroup", &["self", "parent"], 8),
@@ -56,10 +70,11 @@ pub const WANTED: &[Wanted] = &[
 /// Malformed BTF, or a field that this kernel does not have; the message names it.
 pub fn resolve(btf: &[u8]) -> Result<Vec<u32>> {
     let types = Types::parse(btf).context("the kernel's BTF is malformed")?;
-    let offset = |wanted: &Wanted| {
-        types.offset(wanted).with_context(|| {
+    let offset = |wanted: &Wanted| match types.offset(wanted) {
+        Err(_) if wanted.optional => Ok(ABSENT),
+        found => found.with_context(|| {
             format!("this kernel has no {}.{} that the agent understands", wanted.structure, wanted.path.join("."))
-        })
+        }),
     };
     WANTED.iter().map(offset).collect()
 }

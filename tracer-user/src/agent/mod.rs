@@ -142,6 +142,7 @@ impl Agent {
             ("fn_fork", "sched_process_fork"),
             ("fn_exit", "sched_process_exit"),
             ("fn_read", "tcp_rcv_space_adjust"),
+            ("fn_state", "inet_sock_set_state"),
         ] {
             let program: &mut BtfTracePoint = agent.program(name)?;
             program.load(tracepoint, &btf).with_context(|| format!("load {name}"))?;
@@ -290,6 +291,14 @@ impl Agent {
     /// If a map cannot be read.
     pub fn tags(&self) -> Result<Vec<(&'static str, u64)>> {
         Tag::ALL.iter().map(|tag| Ok((tag.name(), sum(&self.tags, *tag as u32)?))).collect()
+    }
+}
+
+impl Drop for Agent {
+    /// From here on nothing is tagged. If the process dies instead, the kernel does the same, but from a work queue and
+    /// so a little later (kernel/bpf/arraymap.c, prog_array_map_clear).
+    fn drop(&mut self) {
+        let _ = self.tagger.clear_index(&0);
     }
 }
 

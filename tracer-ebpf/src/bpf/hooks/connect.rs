@@ -1,14 +1,12 @@
 //! connect: `sock_ops` on the sandboxes' cgroups.
 //!
 //! TCP_CONNECT_CB runs in the process that connects, before the SYN leaves (net/ipv4/tcp_output.c, tcp_connect); the
-//! ESTABLISHED callbacks run in softirq, before the first byte of either side is seen. STATE_CB tells of failed attempts
-//! and of the end.
+//! ESTABLISHED callbacks run in softirq, before the first byte of either side is seen.
 
 use aya_ebpf::{
     bindings::{
-        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
-        BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_CLOSE_WAIT, BPF_TCP_FIN_WAIT1,
-        BPF_TCP_LAST_ACK, BPF_TCP_SYN_SENT, bpf_sock_ops,
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
+        bpf_sock_ops,
     },
     helpers::{
         bpf_ktime_get_ns,
@@ -18,20 +16,16 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use core::ffi::c_void;
-use tracer_ebpf::{
-    counter::Counter,
-    http1::{Flow, mode},
-    record::Reason,
-};
+use tracer_ebpf::counter::Counter;
 
 use crate::{
     attribution::{self, Parent},
     connection::{self, Connection, role},
-    exchange,
+    early::{self, Kept},
     kernel::{self, Task, TcpSock, Typed},
     maps::{SOCKETS, TAGGING, count, may_tag},
     pointer::Value,
-    scratch,
+    scratch, stream,
 };
 
 #[sock_ops]
@@ -40,7 +34,6 @@ pub fn fn_sock_ops(context: SockOpsContext) -> u32 {
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&context),
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => connected(&context),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(&context),
-        BPF_SOCK_OPS_STATE_CB => changes(&context),
         _ => {}
     }
     1
@@ -75,16 +68,17 @@ fn note(context: &SockOpsContext, role: u8) -> Option<(Value<Connection>, TcpSoc
     connection.sandbox = sandbox;
     connection.role = role;
     tcp.sock().wire(&mut connection.wire);
-    connection.request.flow.mode = Flow::NEW.mode;
-    connection.response.flow.mode = Flow::NEW.mode;
-    let _ = context.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+    connection.reset();
     Some((connection, tcp))
 }
 
 /// A process of a sandbox connects: who it works for explains the first call on the connection.
 #[inline(always)]
 fn connecting(context: &SockOpsContext) {
-    let Some((mut connection, _)) = note(context, role::CLIENT) else { return };
+    let Some((mut connection, tcp)) = note(context, role::CLIENT) else { return };
+    // The SYN takes one number. What leaves with it or before the connection is in the sockhash (TCP Fast Open, a write
+    // that waited for the connection) passes the send hook by: it finds out by this number.
+    connection.request.sequence = tcp.write_next().wrapping_add(1);
     let (task, cgroup) = kernel::current();
     // SAFETY: the helper has no arguments.
     connection.connect_ns = unsafe { bpf_ktime_get_ns() };
@@ -99,15 +93,22 @@ fn connecting(context: &SockOpsContext) {
 #[inline(always)]
 fn connected(context: &SockOpsContext) {
     let Some(socket) = socket(context) else { return };
-    // SAFETY: the context's socket is a full one.
-    let Some(mut connection) = (unsafe { connection::get(socket) }) else { return };
     let Some(tcp) = typed(socket) else { return };
+    // SAFETY: the context's socket is a full one.
+    let mut connection = match unsafe { connection::get(socket) } {
+        Some(connection) => connection,
+        // It was connecting when the agent started.
+        None => {
+            let Some((mut connection, tcp)) = note(context, role::CLIENT) else { return };
+            connection.request.sequence = tcp.write_next();
+            connection
+        }
+    };
     // The local address is certain only now.
     tcp.sock().wire(&mut connection.wire);
-    connection.request.sequence = tcp.write_next();
     connection.response.sequence = tcp.receive_next();
     connection.may_tag = may_tag(&connection.wire.remote) as u8;
-    if TAGGING.load() == 0 || connection.may_tag == 0 {
+    if TAGGING.load() == 0 || connection.may_tag == 0 || tcp.is_mptcp() {
         return;
     }
     enrol(context.ops, &mut connection);
@@ -128,43 +129,16 @@ fn accepted(context: &SockOpsContext) {
     let Some((mut connection, tcp)) = note(context, role::SERVER) else { return };
     connection.request.sequence = tcp.receive_next();
     connection.response.sequence = tcp.write_next();
-}
-
-#[inline(always)]
-fn changes(context: &SockOpsContext) {
-    let (old, new) = (context.arg(0), context.arg(1));
-    let Some(socket) = socket(context) else { return };
-    // SAFETY: the context's socket is a full one.
-    let Some(mut connection) = (unsafe { connection::get(socket) }) else { return };
-    let closes_body = match new {
-        BPF_TCP_CLOSE_WAIT => connection.role == role::CLIENT,
-        BPF_TCP_FIN_WAIT1 | BPF_TCP_LAST_ACK => connection.role == role::SERVER,
-        BPF_TCP_CLOSE => true,
-        _ => return,
-    } && connection.response.flow.mode == mode::UNTIL_CLOSE;
-    if !closes_body && new != BPF_TCP_CLOSE {
-        return;
-    }
-    let failed = old == BPF_TCP_SYN_SENT;
-    if connection.open() == 0 && connection.opaque == 0 && !failed {
-        return;
-    }
+    // SAFETY: a field of the context: the segment that completes the handshake, from its TCP header on.
+    let segment = unsafe { (*context.ops).skb_len };
+    let Some(early) = early::take(connection.request.sequence, segment) else { return };
+    let len = early.len;
     let Some(mut scratch) = scratch::take() else { return };
     // SAFETY: the helper has no arguments.
     scratch.now = unsafe { bpf_ktime_get_ns() };
-    if failed && connection.role == role::CLIENT {
-        let errno = match typed(socket) {
-            Some(tcp) => tcp.sock().error(),
-            None => 0,
-        };
-        exchange::connect_failed(&mut scratch, &mut connection, errno);
-    } else if closes_body {
-        exchange::response_ends(&mut scratch, &mut connection, Reason::Complete, 0);
-        connection.response.flow.mode = mode::OPAQUE;
-    }
-    if new == BPF_TCP_CLOSE {
-        exchange::opaque_ends(&mut scratch, &mut connection);
-        exchange::finish(&mut scratch, &mut connection, Reason::Closed, 0);
-    }
+    scratch.may_pause = 0;
+    scratch.sends = 0;
+    stream::run::<Kept, true>(Kept(early.as_ptr()), &mut scratch, &mut connection, 0, len);
+    connection.request.sequence = connection.request.sequence.wrapping_add(len);
     scratch::give_back(&scratch);
 }

@@ -85,7 +85,7 @@ fn note(tcp: TcpSock, sandbox: u64, is_server: bool) {
     connection.request.sequence = written;
     connection.response.sequence = read;
     connection.may_tag = may_tag(&connection.wire.remote) as u8;
-    if TAGGING.load() != 0 && connection.may_tag == 1 {
+    if TAGGING.load() != 0 && connection.may_tag == 1 && !tcp.is_mptcp() {
         let key = connection.cookie;
         // SAFETY: a sockhash, a key on the stack and a full socket.
         let failed =

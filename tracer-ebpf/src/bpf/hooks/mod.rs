@@ -6,5 +6,6 @@ mod existing;
 mod packets;
 mod read;
 mod send;
+mod state;
 mod tasks;
 mod verdict;

@@ -20,7 +20,10 @@ pub fn fn_read(context: BtfTracePointContext) -> i32 {
         return 0;
     }
     let ordinal = connection.responses;
-    let span = *connection.span(ordinal);
+    let span = connection.span(ordinal).load();
+    if span == 0 {
+        return 0;
+    }
     let (task, _) = kernel::current();
     if connection.reader == task.tid && connection.reader_span == span {
         return 0;

@@ -26,7 +26,7 @@ use tracer_ebpf::{
 use crate::{
     connection::{self, Connection},
     exchange,
-    kernel::{Sock, Typed},
+    kernel::{TcpSock, Typed},
     maps::{SOCKETS, TAGGER, TAGGING, count},
     pointer::Value,
     scratch::{self, Scratch},
@@ -92,10 +92,58 @@ fn pull(message: *mut sk_msg_md, len: u32) -> bool {
 fn send(message: *mut sk_msg_md, connection: &mut Value<Connection>) -> u32 {
     count(Counter::Sends);
     let whole = size(message);
-    let flow = &mut connection.request.flow;
-    if flow.mode == mode::OPAQUE {
+    if connection.request.flow.mode == mode::OPAQUE {
         return SK_PASS;
     }
+    let Some(socket) = socket(message) else { return SK_PASS };
+    keep_in_step(connection.as_ptr(), socket.write_next());
+    let verdict = follow(message, connection, whole);
+    if verdict == SK_PASS {
+        // With the tag, if it got one.
+        let direction = &mut connection.request;
+        direction.sequence = direction.sequence.wrapping_add(size(message));
+    }
+    verdict
+}
+
+/// The message begins at `sequence`, says TCP. If the flow stands elsewhere, then bytes went out that the hook did not
+/// see (with the SYN, or by a write that began before the socket was in the sockhash), or the last message was not
+/// taken whole: a non-blocking sender is told so and sends the rest again. The kernel does not show the hook the message
+/// after such a short write (net/ipv4/tcp_bpf.c, tcp_bpf_send_verdict keeps `psock->eval`), so both may come together.
+///
+/// A function of its own, for the verifier: what follows is then looked at once and not once for each way through here.
+#[inline(never)]
+extern "C" fn keep_in_step(connection: *mut Connection, sequence: u32) -> u32 {
+    // SAFETY: the caller's pointer to a map value.
+    let Some(mut connection) = (unsafe { Value::new(connection) }) else { return 0 };
+    let direction = &mut connection.request;
+    let ahead = sequence.wrapping_sub(direction.sequence) as i32;
+    if ahead == 0 {
+        return 0;
+    }
+    let flow = &mut direction.flow;
+    let known = if ahead > 0 {
+        let unseen = u64::from(ahead.unsigned_abs());
+        let within = flow.mode == mode::BODY && unseen < flow.remaining;
+        if within {
+            let _ = flow.pass_body(unseen);
+        }
+        within
+    } else {
+        let behind = direction.sequence.wrapping_sub(direction.body_end);
+        flow.take_back(u64::from(ahead.unsigned_abs()), u64::from(behind))
+    };
+    direction.sequence = sequence;
+    if !known && direction.flow.mode != mode::LOST {
+        count(Counter::Desynced);
+        direction.flow.mode = mode::LOST;
+    }
+    0
+}
+
+#[inline(always)]
+fn follow(message: *mut sk_msg_md, connection: &mut Value<Connection>, whole: u32) -> u32 {
+    let flow = &mut connection.request.flow;
     if flow.mode == mode::BODY && u64::from(whole) < flow.remaining {
         let _ = flow.pass_body(u64::from(whole));
         return SK_PASS;
@@ -115,6 +163,7 @@ fn look(message: *mut sk_msg_md, scratch: &mut Value<Scratch>, connection: &mut 
     scratch.now = unsafe { bpf_ktime_get_ns() };
     let begins = connection.request.flow.at_boundary() && connection.request.unproven == 0;
     scratch.may_pause = 1;
+    scratch.sends = 1;
     scratch.tag_else = Tag::Pipelined as u32;
     stream::run::<Message, true>(Message(message), scratch, connection, 0, whole);
     if scratch.outcome != outcome::HEAD {
@@ -135,7 +184,7 @@ fn call(
     connection: &mut Value<Connection>,
     begins: bool,
 ) -> u32 {
-    let sender = stream::sender(connection);
+    let sender = stream::sender(connection, true);
     let head_end = scratch.window_at + scratch.cursor.at;
     let head_len = connection.request.flow.head_len;
     if !exchange::open(scratch, connection) {
@@ -155,6 +204,10 @@ fn call(
         Tag::Destination
     } else if !begins || head_len > head_end {
         if connection.request.unproven == 1 { Tag::Unproven } else { Tag::Split }
+    } else if connection.open() > 0 {
+        // The other direction has to agree that an exchange begins here: while a response is still open, what looks like
+        // a request may be the inside of a tunnel.
+        Tag::Pipelined
     } else if head_end > HEAD_LIMIT {
         Tag::LongHead
     } else if forwarded {
@@ -175,27 +228,39 @@ fn call(
         }
         tag
     };
-    exchange::call_begins(scratch, connection, tag, sender.pid);
-    verdict
+    // By way of memory: what the verifier knows of either would make it follow the rest once for each outcome.
+    scratch.tag = tag as u32;
+    scratch.verdict = verdict;
+    // SAFETY: a field of a map value.
+    let tag = unsafe { (&raw const scratch.tag).read_volatile() };
+    exchange::call_begins(scratch, connection, Tag::from_u8(tag as u8).unwrap_or(Tag::Refused), sender.pid);
+    // SAFETY: as above.
+    unsafe { (&raw const scratch.verdict).read_volatile() }
 }
 
 /// Whether the send buffer takes the message whole, tag and all.
 ///
 /// If it did not, a non-blocking sender would be told less than was taken: tcp_bpf_sendmsg counts in bytes after the
-/// tag (net/ipv4/tcp_bpf.c, tcp_bpf_send_verdict, Linux 6.18).
+/// tag (net/ipv4/tcp_bpf.c, tcp_bpf_send_verdict, Linux 6.18). Both of what stops tcp_sendmsg_locked count: the buffer,
+/// and TCP_NOTSENT_LOWAT (include/net/sock.h, __sk_stream_memory_free).
 #[inline(always)]
 fn has_room(message: *mut sk_msg_md) -> bool {
+    let Some(socket) = socket(message) else { return false };
+    let tagged = i64::from(size(message)) + LINE_LEN as i64;
+    // Twice the size, for what the kernel charges beside the bytes themselves.
+    socket.sock().send_room() > 2 * tagged + 4096 && socket.unsent_room() > tagged
+}
+
+#[inline(always)]
+fn socket(message: *mut sk_msg_md) -> Option<TcpSock> {
     // SAFETY: the context's socket; the helper gives a typed pointer or null.
-    let socket = unsafe {
+    unsafe {
         let socket = (*message).__bindgen_anon_3.sk;
         if socket.is_null() {
-            return false;
+            return None;
         }
-        Typed::new(bpf_skc_to_tcp_sock(socket.cast()))
-    };
-    let Some(socket) = socket else { return false };
-    // Twice the size, for what the kernel charges beside the bytes themselves.
-    Sock(socket).send_room() > 2 * i64::from(size(message)) + 4096
+        Some(TcpSock(Typed::new(bpf_skc_to_tcp_sock(socket.cast()))?))
+    }
 }
 
 /// Writes the header line into the message at `at`. On any failure takes it out again. The second answer is whether
@@ -203,6 +268,12 @@ fn has_room(message: *mut sk_msg_md) -> bool {
 #[inline(always)]
 fn insert(scratch: &mut Value<Scratch>, message: *mut sk_msg_md, at: u32) -> (Tag, bool) {
     const LEN: u32 = LINE_LEN as u32;
+    // The head in one piece, the message's first: where a later one has to be split, kernels before mid-2026 lose
+    // bytes (net/core/filter.c, bpf_msg_push_data: `rsge.offset += start`). Where it is in one already, this costs
+    // little.
+    if !pull(message, at + 1) {
+        return (Tag::Refused, false);
+    }
     // SAFETY: the helper checks its arguments; pointers into the message are read anew afterwards.
     if unsafe { bpf_msg_push_data(message, at, LEN, 0) } != 0 {
         return (Tag::Refused, false);
