@@ -151,7 +151,7 @@ pub fn begin(span: u64, invocation: &Invocation) -> (bool, u32) {
         let key = ContextKey { sandbox: invocation.sandbox, parent: invocation.inbound };
         // Several may have come with the same parent id (retries, or a caller that sends one id with all it does): as
         // long as they are live, it tells nothing.
-        let _ = CONTEXTS.insert(key, &Holders::nobody(), u64::from(BPF_NOEXIST));
+        let _ = CONTEXTS.insert(key, Holders::nobody(), u64::from(BPF_NOEXIST));
         match holders(key) {
             Some(holders) => {
                 holders.count.add(1);

@@ -52,10 +52,10 @@ pub fn look(context: &SkBuffContext, way: Way) {
             return;
         }
         if way == Way::In && (*socket).state == BPF_TCP_LISTEN {
-            return match payload(packet) {
-                Some(payload) => early::keep(packet, &payload),
-                None => {}
-            };
+            if let Some(payload) = payload(packet) {
+                early::keep(packet, &payload);
+            }
+            return;
         }
         connection::get(socket.cast())
     };
