@@ -1,0 +1,216 @@
+//! Starts the process in the sandbox and the agent, says what to do, and judges what comes back.
+
+use std::{
+    env, fs,
+    io::{BufRead as _, BufReader, Write as _},
+    os::unix::net::{UnixListener, UnixStream},
+    path::PathBuf,
+    process::{Child, Command as Process, Stdio},
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use rustix::process::Signal;
+
+use crate::{
+    agent::Agent,
+    plan::{Plan, without},
+    random::Random,
+    sandbox::Slice,
+    worker::{CGROUPS, CONTROL, Command, Report},
+};
+
+/// The seeds of the bounded run begin here; they are the same each time.
+const FIXED: u64 = 1;
+const BATCH: u64 = 400;
+/// Connections that are older than the agent.
+const OLDER: usize = 60;
+/// An answer takes seconds; a lock-up of the whole test would take for ever.
+const ANSWER: Duration = Duration::from_secs(300);
+
+pub fn main() {
+    let mut torture = Torture::start();
+    let started = Instant::now();
+    if let Ok(seed) = env::var("FNTRACE_TORTURE_SEED") {
+        let seed = seed.parse().expect("FNTRACE_TORTURE_SEED is a number");
+        eprint!("{}", Plan::new(seed));
+        torture.batch(&[seed]);
+    } else {
+        let minutes = env::var("FNTRACE_TORTURE_MINUTES");
+        let minutes: u64 = minutes.map_or(0, |minutes| minutes.parse().expect("FNTRACE_TORTURE_MINUTES is a number"));
+        let random = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as u64;
+        eprintln!("torture: fixed seeds from {FIXED}, random ones from {random}");
+        let seeds: Vec<u64> = (FIXED..FIXED + BATCH).chain((0..BATCH / 4).map(|at| random + at)).collect();
+        torture.batch(&seeds);
+        let mut next = Random::new(random);
+        while started.elapsed() < Duration::from_secs(60 * minutes) {
+            let first = next.next() >> 8;
+            torture.batch(&(first..first + BATCH).collect::<Vec<_>>());
+        }
+    }
+    torture.judge(started.elapsed());
+}
+
+struct Torture {
+    slice: Slice,
+    worker: Child,
+    control: BufReader<UnixStream>,
+    total: Report,
+    batches: usize,
+}
+
+/// Where a slice is in the file system.
+fn directory(slice: &Slice, name: &str) -> PathBuf {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap();
+    let mount = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|fields| fields[2] == "cgroup2");
+    PathBuf::from(format!("{}{}/{name}", mount.unwrap()[1], slice.argument()))
+}
+
+impl Torture {
+    fn start() -> Self {
+        let slice = Slice::new();
+        let [server, client] = ["server", "client"].map(|kind| slice.sandbox(kind));
+        let path = slice.files().join("control");
+        let listener = UnixListener::bind(&path).unwrap();
+        let mut command = Process::new(env::current_exe().unwrap());
+        command.args(["--ignored", "--exact", "worker", "--nocapture"]).stdin(Stdio::null()).stdout(Stdio::null());
+        command.env(CONTROL, path).env(CGROUPS[0], directory(&slice, server.name()));
+        let mut worker = command.env(CGROUPS[1], directory(&slice, client.name())).spawn().unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let control = loop {
+            if let Ok((control, _)) = listener.accept() {
+                break control;
+            }
+            assert!(worker.try_wait().unwrap().is_none(), "the process in the sandbox does not start");
+            thread::sleep(Duration::from_millis(10));
+        };
+        control.set_nonblocking(false).unwrap();
+        control.set_read_timeout(Some(ANSWER)).unwrap();
+        Self { slice, worker, control: BufReader::new(control), total: Report::default(), batches: 0 }
+    }
+
+    fn order(&mut self, command: &Command) -> Report {
+        writeln!(self.control.get_mut(), "{}", serde_json::to_string(command).unwrap()).unwrap();
+        let mut line = String::new();
+        self.control.read_line(&mut line).expect("the process in the sandbox does not answer");
+        serde_json::from_str(&line).expect("the process in the sandbox has ended")
+    }
+
+    fn batch(&mut self, seeds: &[u64]) {
+        self.batches += 1;
+        let started = Instant::now();
+        let said = |what: &str| eprintln!("torture: batch: {what} at {:.1} s", started.elapsed().as_secs_f32());
+        // Twice, for the times.
+        for _ in 0..2 {
+            let base = self.order(&Command::Base { seeds: seeds.to_vec() });
+            self.total.failures.extend(base.failures);
+        }
+        said("untraced");
+        self.order(&Command::Open { seeds: seeds.iter().copied().take(OLDER).collect() });
+        let agent = Agent::start(&self.slice);
+        said("agent attached");
+        let older = self.order(&Command::Release);
+        let mut checked = self.order(&Command::Check { seeds: seeds.to_vec() });
+        said("traced");
+        let finished = agent.stop();
+        let suspects = std::mem::take(&mut checked.stalls);
+        let seen = [older.tags + checked.tags, older.rewrites + checked.rewrites];
+        let stats = finished.stats();
+        if older.failures.is_empty() && checked.failures.is_empty() {
+            for (name, seen) in ["injected", "rewritten"].into_iter().zip(seen) {
+                let said = &stats["kernel_tags"][name];
+                assert_eq!(*said, seen, "{name}: the agent's count is not what arrived: {stats}");
+            }
+        }
+        assert_eq!(stats["kernel"]["tag_stuck"], 0, "{stats}");
+        eprintln!("torture: {}", stats["kernel_tags"]);
+        self.confirm(suspects);
+        self.total.add(older);
+        self.total.add(checked);
+        self.churn(seeds);
+        said("agents killed and restarted");
+        let Report { plans, bytes, tags, slow, slow_before, .. } = &self.total;
+        eprintln!(
+            "torture: {plans} plans, {bytes} bytes, {tags} tags, slow {slow} (untraced {slow_before}), {} failures",
+            self.total.failures.len()
+        );
+    }
+
+    /// Turns that took long with the agent: do they without it, too?
+    fn confirm(&mut self, suspects: Vec<(u64, usize)>) {
+        for (seed, turn) in suspects {
+            let report = self.order(&Command::Base { seeds: vec![seed; 4] });
+            if !report.stalls.contains(&(seed, turn)) {
+                eprintln!("torture: seed {seed}: turn {turn} stalls with the agent, and not without");
+                self.total.stalls.push((seed, turn));
+            }
+        }
+    }
+
+    /// Agents come and go in the midst of it.
+    fn churn(&mut self, seeds: &[u64]) {
+        let churn = Command::Churn { seeds: seeds.to_vec() };
+        self.order(&churn);
+        for signal in [Signal::KILL, Signal::INT, Signal::KILL] {
+            if without("blocked-read") {
+                let churned = self.order(&Command::Rest);
+                self.total.add(churned);
+            }
+            let mut agent = Agent::start(&self.slice);
+            if without("blocked-read") {
+                self.order(&churn);
+            }
+            thread::sleep(Duration::from_millis(500));
+            if signal == Signal::INT {
+                agent.signal(Signal::STOP);
+                thread::sleep(Duration::from_millis(700));
+                agent.signal(Signal::CONT);
+            }
+            agent.signal(signal);
+            agent.finish();
+            thread::sleep(Duration::from_millis(200));
+        }
+        let churned = self.order(&Command::Rest);
+        self.total.add(churned);
+    }
+
+    fn judge(self, time: Duration) {
+        let total = &self.total;
+        eprintln!(
+            "torture: {} batches in {time:.0?}: {} plans, {} turns, {} bytes, {} tags, {} rewritten; of {} plain heads \
+             {} tagged; worst turn {} ms; {} slow turns, {} without an agent",
+            self.batches,
+            total.plans,
+            total.turns,
+            total.bytes,
+            total.tags,
+            total.rewrites,
+            total.plain,
+            total.plain_tagged,
+            total.worst_ms,
+            total.slow,
+            total.slow_before
+        );
+        eprintln!(
+            "torture: known differences: {} ends not told as a reset, {} io_uring zero-copy sends refused",
+            total.not_reset, total.zerocopy_refused
+        );
+        if env::var_os("FNTRACE_TORTURE_STRICT").is_some() {
+            assert_eq!((total.not_reset, total.zerocopy_refused), (0, 0), "known differences");
+        }
+        assert!(total.failures.is_empty(), "{} failures: {:#?}", total.failures.len(), total.failures.first());
+        assert!(total.stalls.is_empty(), "stalls (seed, turn): {:?}", total.stalls);
+        let most = total.slow_before + total.slow_before / 2 + 20;
+        assert!(total.slow <= most, "{} turns took long, {} without an agent", total.slow, total.slow_before);
+        assert!(total.tags > 0, "the agent wrote no tag at all");
+        assert!(env::var_os("FNTRACE_TORTURE_SEED").is_some() || total.rewrites > 0, "nothing was rewritten");
+    }
+}
+
+impl Drop for Torture {
+    fn drop(&mut self) {
+        // The rest of what it started dies with the slice.
+        let _ = self.worker.kill();
+        let _ = self.worker.wait();
+    }
+}
