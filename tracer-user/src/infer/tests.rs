@@ -239,7 +239,6 @@ proptest! {
 #[ignore = "needs ../shared/data"]
 fn public_traces() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/call-trees");
-    let folder = if folder.exists() { folder } else { "/work/shared/data/call-trees".into() };
     // File, compression, least per mille of whole traces right, of published edges.
     let floors = [
         ("hotel-25", 1.0, 999, 999),
