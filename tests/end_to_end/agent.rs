@@ -92,7 +92,12 @@ impl Agent {
 
     fn spawn(cgroup: &str, arguments: &[&str]) -> Self {
         let mut command = fntrace();
-        command.args(["run", "--cgroup", cgroup, "--format", "ndjson", "--settle", "200ms"]).args(arguments);
+        command.args(["run", "--cgroup", cgroup, "--format", "ndjson", "--settle", "200ms"]);
+        if !arguments.contains(&"--tag") {
+            // The functions read by no way that a repaired socket breaks.
+            command.args(["--tag", "on"]);
+        }
+        command.args(arguments);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let output = Arc::new(Shared::default());
         let stderr = Some(read_stderr(child.stderr.take().unwrap(), Arc::clone(&output)));

@@ -262,8 +262,9 @@ pub struct Start {
     pub parent: u64,
     /// Both ends.
     pub wire: Wire,
-    /// Counts the requests of the connection, from 0. Both ends count alike.
-    pub ordinal: u32,
+    /// The TCP sequence number of the request's first byte: the same at both ends, whatever either has missed, and
+    /// another one when the ports are used again.
+    pub sequence: u32,
     /// `START_*`.
     pub flags: u8,
     /// A [`Rule`]; calls only.
@@ -274,7 +275,7 @@ pub struct Start {
     pub live: u8,
 }
 
-/// The response to a [`Start`], matched by `conn` and `ordinal`.
+/// The response to a [`Start`], matched by `conn` and `sequence`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct End {
@@ -285,7 +286,7 @@ pub struct End {
     /// When the response's first byte passed, CLOCK_MONOTONIC in ns; 0 if none did.
     pub first_byte_ns: u64,
     /// As in [`Start`].
-    pub ordinal: u32,
+    pub sequence: u32,
     /// The status code; 0 if there was no response.
     pub status: u16,
     /// A [`Reason`].
@@ -390,7 +391,7 @@ mod tests {
             context: Context { trace_id: [1, 2], span_id: 3, flags: 1, pad: [0; 7] },
             parent: 4,
             wire: Wire { local: [1; 16], remote: [2; 16], netns: 5, local_port: 80, remote_port: 81, pad: 0 },
-            ordinal: 6,
+            sequence: 6,
             flags: START_INBOUND,
             rule: Rule::Exclusive as u8,
             tag: Tag::Injected as u8,

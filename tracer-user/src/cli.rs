@@ -9,7 +9,7 @@ use crate::{
     cgroup::Mount,
     demo::{self, DemoArgs, Tracing},
     doctor, forecast, infer, profile,
-    run::{self, Output, Refusal, RunArgs},
+    run::{self, Output, Refusal, RunArgs, Tagging},
 };
 
 /// Traces the calls between functions on a FaaS worker host, in the kernel, with no change to any code.
@@ -115,7 +115,11 @@ fn single_threaded() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")
 }
 
-async fn run_demo(args: &DemoArgs, output: Output) -> Result<()> {
+async fn run_demo(args: &DemoArgs, mut output: Output) -> Result<()> {
+    if output.tag == Tagging::Auto {
+        // How the shop's functions read is known: no way that a repaired socket breaks.
+        output.tag = Tagging::On;
+    }
     if let Some(refusal) = doctor::checks().refusal() {
         return Err(Refusal::Host(refusal).into());
     }

@@ -41,11 +41,22 @@ pub struct Check {
     /// Whether calls go untagged because of it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub untagged: bool,
+    /// Whether they are tagged all the same with `--tag on`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub unless_told: bool,
 }
 
 impl Check {
     fn new(name: &'static str, status: Status, found: impl Into<String>, means: impl Into<String>) -> Self {
-        Self { name, status, found: found.into(), means: means.into(), remedy: None, untagged: false }
+        Self {
+            name,
+            status,
+            found: found.into(),
+            means: means.into(),
+            remedy: None,
+            untagged: false,
+            unless_told: false,
+        }
     }
 
     fn remedy(mut self, remedy: impl Into<String>) -> Self {
@@ -67,6 +78,8 @@ impl Check {
 pub enum Verdict {
     /// Traces and tags.
     Tags,
+    /// Traces, and tags only with `--tag on`; why.
+    TagsIfTold(String),
     /// Traces, and joins by the wire alone; why.
     Observes(String),
     /// Does not start; why.
@@ -78,6 +91,7 @@ impl Verdict {
     pub const fn word(&self) -> &'static str {
         match self {
             Self::Tags => "tags",
+            Self::TagsIfTold(_) => "tags_if_told",
             Self::Observes(_) => "observes",
             Self::Cannot(_) => "cannot",
         }
@@ -87,6 +101,7 @@ impl Verdict {
     pub fn line(&self) -> String {
         match self {
             Self::Tags => "fntrace will run here and tag calls".into(),
+            Self::TagsIfTold(why) => format!("fntrace will run here and tag calls only with --tag on: {why}"),
             Self::Observes(why) => format!("fntrace will run here but not tag: {why}"),
             Self::Cannot(why) => format!("fntrace cannot run here: {why}"),
         }
@@ -110,8 +125,10 @@ impl Report {
         let first = |wanted: fn(&Check) -> bool| self.checks.iter().find(|check| wanted(check)).map(Check::line);
         if let Some(why) = first(|check| check.status == Status::Fail) {
             Verdict::Cannot(why)
-        } else if let Some(why) = first(|check| check.untagged) {
+        } else if let Some(why) = first(|check| check.untagged && !check.unless_told) {
             Verdict::Observes(why)
+        } else if let Some(why) = first(|check| check.unless_told) {
+            Verdict::TagsIfTold(why)
         } else {
             Verdict::Tags
         }
@@ -145,7 +162,7 @@ impl Report {
         }
         let code = match self.verdict() {
             Verdict::Tags => "32",
-            Verdict::Observes(_) => "33",
+            Verdict::TagsIfTold(_) | Verdict::Observes(_) => "33",
             Verdict::Cannot(_) => "31",
         };
         writeln!(out, "\n{}", paint(code, &self.verdict().line()))
@@ -352,7 +369,7 @@ fn program(probe: &Probe, self_test: &SelfTest) -> Check {
         "cgroup_skb/ingress" => "sees requests come in",
         "cgroup_skb/egress" => "sees requests and responses leave",
         "sk_msg" => "tags calls",
-        "sk_skb" if *self_test == SelfTest::NeedsVerdict => "repairs FIONREAD, see below",
+        "sk_skb" if matches!(self_test, SelfTest::NeedsVerdict { .. }) => "repairs FIONREAD, see below",
         "sk_skb" => "repairs FIONREAD, not needed here",
         "tp_btf/tcp_rcv_space_adjust" => "sees which thread reads a request",
         "tp_btf/sched_process_fork" => "follows work into children",
@@ -399,12 +416,18 @@ fn enrolment(self_test: &SelfTest) -> Check {
     const NAME: &str = "enrolled sockets";
     match self_test {
         SelfTest::Passes => Check::new(NAME, Status::Ok, "behave like others", "tags change nothing but the head"),
-        SelfTest::NeedsVerdict => Check::new(
+        SelfTest::NeedsVerdict { breaks } if breaks.is_empty() => Check::new(
             NAME,
             Status::Ok,
             "FIONREAD is wrong, a verdict program repairs it",
             "the agent attaches one; about 0.3 µs a round trip",
         ),
+        SelfTest::NeedsVerdict { breaks } => {
+            let found = format!("FIONREAD is wrong, and its repair breaks {}", breaks.join(", "));
+            let check = Check::new(NAME, Status::Warn, found, "calls are tagged only with --tag on");
+            Check { untagged: true, unless_told: true, ..check }
+                .remedy("--tag on if no traced function reads its connections so; else calls are joined by the wire")
+        }
         SelfTest::Fails(reason) => {
             let check = Check::new(NAME, Status::Warn, reason, "nothing is enrolled, so nothing is tagged");
             Check { untagged: true, ..check }.remedy(if reason.contains("over loopback") {

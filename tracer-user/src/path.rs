@@ -512,7 +512,7 @@ pub struct Http {
 pub enum JoinedBy {
     /// The span id that came in is the call's.
     Tag,
-    /// Both ends saw the same connection and the same ordinal on it.
+    /// Both ends saw the same connection and the same request on it, by its TCP sequence number.
     Wire,
 }
 

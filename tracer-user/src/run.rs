@@ -58,8 +58,8 @@ pub struct Output {
 
     /// Whether to write a `traceparent` into the calls between functions. Without it, calls and invocations are joined
     /// by their connection, which works on one host.
-    #[arg(long, value_enum, default_value_t = Switch::On)]
-    pub tag: Switch,
+    #[arg(long, value_enum, default_value_t = Tagging::Auto)]
+    pub tag: Tagging,
 
     /// Addresses that a tag may be sent to [default: loopback, link-local and private ranges].
     #[arg(long, value_name = "CIDR")]
@@ -91,12 +91,14 @@ pub enum Format {
     Ndjson,
 }
 
-/// On or off.
+/// When to tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Switch {
-    /// Yes.
+pub enum Tagging {
+    /// Where a test at the start shows that it changes nothing else for any way of reading from a socket.
+    Auto,
+    /// Also where it does for some rare ways: `fntrace doctor` names them.
     On,
-    /// No.
+    /// Never.
     Off,
 }
 
@@ -167,14 +169,9 @@ pub async fn trace(args: &RunArgs, ready: impl FnOnce(), stop: impl Future<Outpu
     let selection = Selection::resolve(&mount, &args.cgroups).map_err(|error| Refusal::Usage(format!("{error:#}")))?;
     let names = Names::new(mount.clone(), &args.names).map_err(|error| Refusal::Usage(format!("{error:#}")))?;
     refuse_second(&mount, &selection)?;
-    let mut tagging = args.output.tag == Switch::On;
-    if let Verdict::Observes(why) = report.verdict()
-        && tagging
-    {
-        eprintln!("fntrace: WARNING: calls are not tagged here: {why}");
-        tagging = false;
-    }
-    let plan = plan(args, &selection, tagging, report.self_test == Some(SelfTest::NeedsVerdict))?;
+    let tagging = tagging(args.output.tag, &report.verdict());
+    let verdict = matches!(report.self_test, Some(SelfTest::NeedsVerdict { .. }));
+    let plan = plan(args, &selection, tagging, verdict)?;
     let mut agent = Agent::load(&plan)?;
     // From here on the kernel half sees sandboxes appear; those that are there already come from a walk.
     let existing = selection.existing(&mount);
@@ -213,6 +210,18 @@ fn refuse_second(mount: &Mount, selection: &Selection) -> Result<()> {
         // Only the list of links is closed to us; the doctor has said so.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
         Err(error) => Err(error).context("look for another fntrace"),
+    }
+}
+
+/// Whether to tag, which what the host can do may overrule; loudly.
+fn tagging(wanted: Tagging, verdict: &Verdict) -> bool {
+    match (wanted, verdict) {
+        (Tagging::Off, _) => false,
+        (_, Verdict::Tags) | (Tagging::On, Verdict::TagsIfTold(_)) => true,
+        (_, Verdict::TagsIfTold(why) | Verdict::Observes(why) | Verdict::Cannot(why)) => {
+            eprintln!("fntrace: WARNING: calls are not tagged here: {why}");
+            false
+        }
     }
 }
 

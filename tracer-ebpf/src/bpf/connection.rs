@@ -73,6 +73,8 @@ pub struct Connection {
     pub pad: [u8; 7],
     /// Span ids of the open exchanges, by ordinal modulo [`OPEN_MAX`]; 0 once ended.
     pub spans: [Atomic; OPEN_MAX as usize],
+    /// The sequence numbers of their requests' first bytes.
+    pub sequences: [u32; OPEN_MAX as usize],
     /// Methods of their requests ([`tracer_ebpf::http1::method`]).
     pub methods: [u8; OPEN_MAX as usize],
     pub request: Direction,
@@ -116,6 +118,12 @@ impl Connection {
     #[inline(always)]
     pub fn span(&self, ordinal: u32) -> &Atomic {
         &self.spans[(ordinal & (OPEN_MAX - 1)) as usize]
+    }
+
+    /// The sequence number of the exchange with this ordinal.
+    #[inline(always)]
+    pub fn sequence(&mut self, ordinal: u32) -> &mut u32 {
+        &mut self.sequences[(ordinal & (OPEN_MAX - 1)) as usize]
     }
 
     /// The method of the exchange with this ordinal.

@@ -67,13 +67,19 @@ pub fn open(scratch: &mut Scratch, connection: &mut Value<Connection>) -> bool {
     true
 }
 
+/// The sequence number of the first byte of the head that is complete.
+#[inline(always)]
+fn first_byte(scratch: &Scratch, connection: &Connection) -> u32 {
+    scratch.sequence_here().wrapping_sub(connection.request.flow.head_len)
+}
+
 /// Fills in what all starts have in common.
 #[inline(always)]
-fn fill(scratch: &mut Scratch, connection: &Connection, flags: u8, live: u32) {
+fn fill(scratch: &mut Scratch, connection: &Connection, flags: u8, live: u32, sequence: u32) {
     let start = scratch.start();
     start.conn = connection.cookie;
     start.wire = connection.wire;
-    start.ordinal = connection.requests;
+    start.sequence = sequence;
     start.flags = if start.context.flags & SAMPLED == 0 { flags | START_UNSAMPLED } else { flags };
     start.rule = Rule::None as u8;
     start.tag = Tag::NoRequest as u8;
@@ -125,9 +131,11 @@ pub fn invocation_begins(scratch: &mut Scratch, connection: &mut Value<Connectio
     if first {
         flags |= START_FIRST;
     }
-    fill(scratch, connection, flags, live);
+    let sequence = first_byte(scratch, connection);
+    fill(scratch, connection, flags, live, sequence);
     let (ordinal, method) = (connection.requests, connection.request.flow.method);
     connection.span(ordinal).store(span);
+    *connection.sequence(ordinal) = sequence;
     *connection.method(ordinal) = method;
     connection.requests = ordinal.wrapping_add(1);
     scratch.emit(Kind::InvocationStart, connection.sandbox, 0);
@@ -151,7 +159,8 @@ pub fn attribute_call(scratch: &mut Scratch, connection: &mut Value<Connection>,
         scratch.start().context = flow.context;
     }
     let live = scratch.parent.live;
-    fill(scratch, connection, if cut { START_HEAD_CUT } else { 0 }, live);
+    let sequence = first_byte(scratch, connection);
+    fill(scratch, connection, if cut { START_HEAD_CUT } else { 0 }, live, sequence);
 }
 
 /// The call that [`attribute_call`] prepared goes out, with this outcome for its tag.
@@ -163,6 +172,7 @@ pub fn call_begins(scratch: &mut Scratch, connection: &mut Value<Connection>, ta
     let start = scratch.start();
     start.tag = tag as u8;
     start.rule = rule as u8;
+    *connection.sequence(ordinal) = start.sequence;
     connection.span(ordinal).store(span);
     let method = connection.request.flow.method;
     *connection.method(ordinal) = method;
@@ -186,6 +196,7 @@ pub fn connect_failed(scratch: &mut Scratch, connection: &mut Value<Connection>,
     scratch.now = now;
     let span = scratch.start().context.span_id;
     connection.span(0).store(span);
+    *connection.sequence(0) = 0;
     connection.requests = 1;
     finish(scratch, connection, Reason::ConnectFailed, errno);
 }
@@ -195,7 +206,7 @@ pub fn connect_failed(scratch: &mut Scratch, connection: &mut Value<Connection>,
 fn unsent(scratch: &mut Scratch, connection: &Connection, kind: Kind) {
     derive(scratch);
     let (rule, live) = (scratch.parent.rule, scratch.parent.live);
-    fill(scratch, connection, 0, live);
+    fill(scratch, connection, 0, live, 0);
     scratch.start().rule = rule as u8;
     scratch.header.tail_len = 0;
     count_call(Tag::NoRequest as u32, rule);
@@ -232,7 +243,7 @@ pub fn response_ends(scratch: &mut Scratch, connection: &mut Value<Connection>, 
     end.conn = connection.cookie;
     end.span = span;
     end.first_byte_ns = connection.first_byte_ns;
-    end.ordinal = ordinal;
+    end.sequence = *connection.sequence(ordinal);
     end.status = connection.status;
     end.reason = reason as u8;
     end.pad = 0;
@@ -287,7 +298,7 @@ pub fn opaque_ends(scratch: &mut Scratch, connection: &mut Value<Connection>) {
     end.conn = connection.cookie;
     end.span = connection.opaque_span;
     end.first_byte_ns = 0;
-    end.ordinal = 0;
+    end.sequence = 0;
     end.status = 0;
     end.reason = Reason::Closed as u8;
     end.pad = 0;

@@ -184,7 +184,8 @@ fn follow<const REQUEST: bool>(packet: *mut __sk_buff, connection: &mut Value<Co
     } else {
         Tag::NotEnrolled as u32
     };
-    stream::run::<Packet, REQUEST>(Packet(packet), &mut scratch, connection, at, len);
+    let sequence = direction::<REQUEST>(connection).sequence.wrapping_sub(len);
+    stream::run::<Packet, REQUEST>(Packet(packet), &mut scratch, connection, at, len, sequence);
     scratch::give_back(&scratch);
 }
 

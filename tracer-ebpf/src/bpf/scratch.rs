@@ -68,7 +68,8 @@ pub struct Scratch {
     pub now: u64,
     /// What the next step is to do ([`tracer_ebpf::http1::Event`]).
     pub next: u32,
-    pub pad: u32,
+    /// The sequence number of the stream's first byte, carried ones included.
+    pub sequence: u32,
     /// Whose call it is.
     pub parent: Parent,
     /// The invocation that begins, on its way into its map.
@@ -187,6 +188,12 @@ impl Scratch {
         let at = at as usize & (PATH_MAX - 1);
         // SAFETY: masked to lie in what the fixed part and the tail take up together.
         unsafe { (&raw const self.fixed).cast::<u8>().add(at).read() }
+    }
+
+    /// The sequence number of the byte that the cursor stands at.
+    #[inline(always)]
+    pub fn sequence_here(&self) -> u32 {
+        self.sequence.wrapping_add(self.window_at).wrapping_add(self.cursor.at)
     }
 
     /// The byte before the last one that the cursor has passed.

@@ -96,7 +96,7 @@ const fn side<const REQUEST: bool>() -> Side {
     if REQUEST { Side::Request } else { Side::Response }
 }
 
-/// Runs the flow over `payload_len` bytes that begin at `payload_at` in the source.
+/// Runs the flow over `payload_len` bytes that begin at `payload_at` in the source, and at `sequence` in the stream.
 #[inline(always)]
 pub fn run<S: Source, const REQUEST: bool>(
     source: S,
@@ -104,6 +104,7 @@ pub fn run<S: Source, const REQUEST: bool>(
     connection: &mut Value<Connection>,
     payload_at: u32,
     payload_len: u32,
+    sequence: u32,
 ) {
     if direction::<REQUEST>(connection).flow.mode == mode::LOST {
         if REQUEST && connection.open() > 0 && connection.response.flow.mode != mode::LOST {
@@ -124,6 +125,7 @@ pub fn run<S: Source, const REQUEST: bool>(
     // Used up, wherever the run ends: in a body, say, nothing else would say so.
     flow.carry_len = 0;
     scratch.payload_at = payload_at;
+    scratch.sequence = sequence.wrapping_sub(scratch.carried);
     scratch.stream_len = scratch.carried + payload_len;
     scratch.window_at = 0;
     scratch.cursor = Cursor { at: 0, end: 0, head_at: 0 };
@@ -174,9 +176,7 @@ extern "C" fn step<S: Source, const REQUEST: bool>(_: u64, run: *mut c_void) -> 
         scratch.window_at = here + taken as u32;
         scratch.cursor = Cursor { at: 0, end: 0, head_at: 0 };
         if S::PAUSES && event != Event::Drained {
-            let here = scratch.window_at + scratch.payload_at;
-            let direction = direction::<REQUEST>(&mut connection);
-            direction.body_end = direction.sequence.wrapping_add(here).wrapping_sub(scratch.carried);
+            direction::<REQUEST>(&mut connection).body_end = scratch.sequence_here();
         }
         if event == Event::End {
             scratch.next = Event::End as u32;

@@ -122,6 +122,8 @@ impl Agent {
         for (wanted, offset) in btf::WANTED.iter().zip(&offsets) {
             loader.override_global(wanted.global, offset, true);
         }
+        let repaired = u32::from(plan.verdict);
+        loader.override_global("REPAIRED", &repaired, true);
         loader.override_global("TAGGING", &tagging, true).override_global("PATTERN_COUNT", &count, true);
         let mut bpf = loader.load(OBJECT).context("create the maps")?;
         let mut places: Array<_, [u64; 32]> = Array::try_from(map(&mut bpf, "PATTERNS")?)?;

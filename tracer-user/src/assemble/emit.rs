@@ -319,7 +319,8 @@ impl Assembler {
     /// Lets go of a span that was given out.
     fn forget(&mut self, key: u32) {
         let span = &self.spans[key as usize];
-        let (id, stray, registered, class) = (span.id, (span.conn, span.ordinal, span.id), span.registered, span.class);
+        let (id, stray, registered, class) =
+            (span.id, (span.conn, span.sequence, span.id), span.registered, span.class);
         if class == Class::Invocation {
             if span.join == Join::No {
                 self.no_longer_waiting(key);

@@ -22,7 +22,7 @@ impl Assembler {
         // The exact mirror needs no second look-up: no other call can have that connection.
         if let Some(call) = tagged {
             let other = &self.spans[call as usize];
-            if other.ordinal == span.ordinal
+            if other.sequence == span.sequence
                 && same_netns(&other.wire, &span.wire)
                 && mirror(&other.wire, &span.wire)
                 && self.joinable(call, invocation, Join::Tag)
@@ -30,7 +30,7 @@ impl Assembler {
                 return Some((call, Join::Tag));
             }
         }
-        let wire = WireKey::new(Class::Invocation, &span.wire, span.ordinal)
+        let wire = WireKey::new(Class::Invocation, &span.wire, span.sequence)
             .and_then(|key| self.calls_by_wire.get(&key).copied())
             .filter(|call| *call != NONE && self.joinable(*call, invocation, Join::Wire));
         if let Some(call) = tagged {
@@ -72,7 +72,7 @@ impl Assembler {
                     && (call.wire.remote, call.wire.remote_port) == (invocation.wire.local, invocation.wire.local_port);
                 call.registered
                     && call.tagged()
-                    && (!straight || (mirror(&call.wire, &invocation.wire) && call.ordinal == invocation.ordinal))
+                    && (!straight || (mirror(&call.wire, &invocation.wire) && call.sequence == invocation.sequence))
             }
             // Across namespaces a tenant could imitate addresses, but not the tag that the call carries.
             Join::Wire => {
@@ -96,7 +96,7 @@ impl Assembler {
         {
             return Some((found, Join::Tag));
         }
-        let key = WireKey::new(Class::Call, &span.wire, span.ordinal)?;
+        let key = WireKey::new(Class::Call, &span.wire, span.sequence)?;
         let found = self.unjoined_by_wire.get(&key).copied()?;
         self.joinable(call, found, Join::Wire).then_some((found, Join::Wire))
     }
@@ -122,7 +122,7 @@ impl Assembler {
             // The first is enough: where several come with one parent, it is not the parent of one of our calls.
             self.waiting.entry(span.parent).or_insert(invocation);
         }
-        if let Some(key) = WireKey::new(Class::Invocation, &span.wire, span.ordinal) {
+        if let Some(key) = WireKey::new(Class::Invocation, &span.wire, span.sequence) {
             self.unjoined_by_wire.insert(key, invocation);
         }
     }
@@ -133,7 +133,7 @@ impl Assembler {
         if span.flags & START_INBOUND != 0 && self.waiting.get(&span.parent) == Some(&invocation) {
             self.waiting.remove(&span.parent);
         }
-        if let Some(key) = WireKey::new(Class::Invocation, &span.wire, span.ordinal)
+        if let Some(key) = WireKey::new(Class::Invocation, &span.wire, span.sequence)
             && self.unjoined_by_wire.get(&key) == Some(&invocation)
         {
             self.unjoined_by_wire.remove(&key);
@@ -143,7 +143,7 @@ impl Assembler {
     /// Notes a call for invocations that come after it.
     pub(super) fn note_call_wire(&mut self, call: u32) {
         let span = &self.spans[call as usize];
-        let Some(key) = WireKey::new(Class::Call, &span.wire, span.ordinal) else { return };
+        let Some(key) = WireKey::new(Class::Call, &span.wire, span.sequence) else { return };
         let (wire, sandbox) = (span.wire, span.sandbox);
         let entry = self.calls_by_wire.entry(key).or_insert(call);
         if *entry == call || *entry == NONE {
@@ -163,7 +163,7 @@ impl Assembler {
     /// Takes a call out of the table of connections.
     pub(super) fn forget_call_wire(&mut self, call: u32) {
         let span = &self.spans[call as usize];
-        if let Some(key) = WireKey::new(Class::Call, &span.wire, span.ordinal)
+        if let Some(key) = WireKey::new(Class::Call, &span.wire, span.sequence)
             && self.calls_by_wire.get(&key).is_some_and(|found| *found == call || *found == NONE)
         {
             self.calls_by_wire.remove(&key);

@@ -95,7 +95,7 @@ pub struct Assembler {
     calls: Map<u64, u32>,
     /// Invocations by span id.
     invocations: Map<u64, u32>,
-    /// Spans whose id another has, by connection, ordinal and id.
+    /// Spans whose id another has, by connection, sequence and id.
     strays: Map<(u64, u32, u64), u32>,
     /// Calls without an invocation; NONE where two claim the connection.
     calls_by_wire: Map<span::WireKey, u32>,
@@ -243,7 +243,7 @@ impl Assembler {
             above: 0,
             conn: start.conn,
             wire: start.wire,
-            ordinal: start.ordinal,
+            sequence: start.sequence,
             sandbox: header.sandbox,
             callee: 0,
             pid: header.pid,
@@ -343,15 +343,15 @@ impl Assembler {
         let by_id = if class == Class::Invocation { &self.invocations } else { &self.calls };
         let known = by_id.get(&id).is_some_and(|key| {
             let span = &self.spans[*key as usize];
-            (span.conn, span.ordinal, span.class) == (start.conn, start.ordinal, class)
-        }) || self.strays.contains_key(&(start.conn, start.ordinal, id));
+            (span.conn, span.sequence, span.class) == (start.conn, start.sequence, class)
+        }) || self.strays.contains_key(&(start.conn, start.sequence, id));
         self.totals.duplicates += u64::from(known);
         known
     }
 
     /// Puts a span into the arena and makes it known by its id, unless the id is another's.
     fn insert(&mut self, mut span: Span) -> u32 {
-        let (id, stray) = (span.id, (span.conn, span.ordinal, span.id));
+        let (id, stray) = (span.id, (span.conn, span.sequence, span.id));
         // An id that the application chose, and that an outside caller was heard to use, may be a replay of that.
         let foreign = span.class == Class::Call && span.tag == Tag::Kept && self.waiting.contains_key(&id);
         let by_id = if span.class == Class::Invocation { &mut self.invocations } else { &mut self.calls };
@@ -481,7 +481,7 @@ impl Assembler {
             Class::Opaque => Kind::OpaqueEnd,
         });
         let by_id = if class == Class::Invocation { &self.invocations } else { &self.calls };
-        let stray = self.strays.get(&(end.conn, end.ordinal, end.span));
+        let stray = self.strays.get(&(end.conn, end.sequence, end.span));
         let key = by_id.get(&end.span).into_iter().chain(stray).copied().find(|key| self.fits(*key, end, class));
         let Some(key) = key else {
             self.totals.ends_unknown += 1;
@@ -521,7 +521,7 @@ impl Assembler {
 
     fn fits(&self, key: u32, end: &End, class: Class) -> bool {
         let span = &self.spans[key as usize];
-        (span.conn, span.ordinal, span.class) == (end.conn, end.ordinal, class)
+        (span.conn, span.sequence, span.class) == (end.conn, end.sequence, class)
     }
 
     fn check_ready(&mut self, tree: u32) {

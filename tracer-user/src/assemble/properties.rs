@@ -210,12 +210,12 @@ fn hostile() -> impl Strategy<Value = (Header, Body<'static>)> {
         pad: 0,
     });
     let start = (0..4u64, 0..6u64, 0..6u64, wire, 0..3u32, any::<u8>(), 0..10u8, 0..16u8).prop_map(
-        |(conn, span_id, parent, wire, ordinal, flags, rule, tag)| Start {
+        |(conn, span_id, parent, wire, sequence, flags, rule, tag)| Start {
             conn,
             context: Context { trace_id: [1, span_id % 2], span_id, flags, pad: [0; 7] },
             parent,
             wire,
-            ordinal,
+            sequence,
             // Mostly sampled.
             flags: if flags & 0x80 == 0 { flags & !2 } else { flags },
             rule,
@@ -224,11 +224,11 @@ fn hostile() -> impl Strategy<Value = (Header, Body<'static>)> {
         },
     );
     let end = (0..4u64, 0..6u64, 0..3u32, any::<u64>(), any::<u16>(), 0..7u8).prop_map(
-        |(conn, span, ordinal, first_byte_ns, status, reason)| End {
+        |(conn, span, sequence, first_byte_ns, status, reason)| End {
             conn,
             span,
             first_byte_ns,
-            ordinal,
+            sequence,
             status,
             reason,
             pad: 0,

@@ -21,7 +21,7 @@ struct Span {
     id: u64,
     parent: u64,
     conn: u64,
-    ordinal: u32,
+    sequence: u32,
     wire: Wire,
     tag: Tag,
     flags: u8,
@@ -33,12 +33,12 @@ fn wire(local: u16, remote: u16) -> Wire {
 }
 
 fn invocation(sandbox: u64, id: u64) -> Span {
-    Span { sandbox, id, parent: 0, conn: id, ordinal: 0, wire: wire(SERVER, CLIENT), tag: Tag::Off, flags: 0 }
+    Span { sandbox, id, parent: 0, conn: id, sequence: 0, wire: wire(SERVER, CLIENT), tag: Tag::Off, flags: 0 }
 }
 
 fn call(sandbox: u64, id: u64, parent: u64) -> Span {
     let wire = wire(CLIENT, SERVER);
-    Span { sandbox, id, parent, conn: id, ordinal: 0, wire, tag: Tag::Injected, flags: 0 }
+    Span { sandbox, id, parent, conn: id, sequence: 0, wire, tag: Tag::Injected, flags: 0 }
 }
 
 impl Span {
@@ -83,7 +83,7 @@ impl Run {
     fn start_of(span: Span, rule: Rule) -> Start {
         let context = Context { trace_id: [1, 2], span_id: span.id, flags: 1, pad: [0; 7] };
         let start = blank(context, span.parent, span.flags, rule, span.tag);
-        Start { conn: span.conn, ordinal: span.ordinal, wire: span.wire, ..start }
+        Start { conn: span.conn, sequence: span.sequence, wire: span.wire, ..start }
     }
 
     fn enter(&mut self, span: Span) {
@@ -98,8 +98,8 @@ impl Run {
     }
 
     fn end_of(span: Span, status: u16, reason: Reason, errno: u32) -> End {
-        let (conn, ordinal, reason) = (span.conn, span.ordinal, reason as u8);
-        End { conn, span: span.id, first_byte_ns: 0, ordinal, status, reason, pad: 0, errno, pad2: 0 }
+        let (conn, sequence, reason) = (span.conn, span.sequence, reason as u8);
+        End { conn, span: span.id, first_byte_ns: 0, sequence, status, reason, pad: 0, errno, pad2: 0 }
     }
 
     fn leave(&mut self, span: Span) {
@@ -216,8 +216,8 @@ fn joins() {
     let out = call(1, 7, 100);
     assert_eq!(joined_by(&pair(out, invocation(2, 8).inbound(7)).1), Some(JoinedBy::Tag));
     assert_eq!(joined_by(&pair(out.tag(Tag::Off), invocation(2, 8)).1), Some(JoinedBy::Wire));
-    // Another ordinal is another request.
-    let next = Span { ordinal: 1, ..invocation(2, 8) };
+    // Another sequence is another request.
+    let next = Span { sequence: 1, ..invocation(2, 8) };
     assert_eq!(joined_by(&pair(out.tag(Tag::Off), next).1), None);
     // Loopback of another namespace is another address, and of an unknown one may be.
     for netns in [0, 2] {
@@ -433,7 +433,7 @@ fn repeated_and_strange_records_are_counted() {
     let root = invocation(1, 100);
     run.enter(root);
     run.enter(root);
-    run.leave(Span { ordinal: 5, ..root });
+    run.leave(Span { sequence: 5, ..root });
     run.leave(root);
     run.leave(root);
     assert!(!run.assembler.read(b"no record"));

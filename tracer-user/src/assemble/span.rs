@@ -57,7 +57,7 @@ pub(super) struct Span {
     pub above: u64,
     pub conn: u64,
     pub wire: Wire,
-    pub ordinal: u32,
+    pub sequence: u32,
     /// The cgroup id.
     pub sandbox: u64,
     /// Of a joined call: the cgroup id of the invocation; else 0.
@@ -96,7 +96,7 @@ impl Span {
 
     /// Order among siblings, the same whatever order the records came in.
     pub fn order(&self) -> (u64, u64, u64, u32) {
-        (self.at_ns, self.id, self.conn, self.ordinal)
+        (self.at_ns, self.id, self.conn, self.sequence)
     }
 
     /// Whether the receiver got this span's id, as far as the sender knows.
@@ -144,7 +144,7 @@ pub(super) struct Tree {
 pub(super) struct WireKey {
     client: u128,
     server: u128,
-    /// Client port, server port, ordinal.
+    /// Client port, server port, sequence.
     rest: u64,
     /// Of loopback addresses, which each namespace has for itself; else 0.
     netns: u64,
@@ -152,7 +152,7 @@ pub(super) struct WireKey {
 
 impl WireKey {
     /// `None` where the wire identifies nothing: no port, or loopback in a namespace that the kernel could not name.
-    pub fn new(class: Class, wire: &Wire, ordinal: u32) -> Option<Self> {
+    pub fn new(class: Class, wire: &Wire, sequence: u32) -> Option<Self> {
         let local = (u128::from_be_bytes(wire.local), wire.local_port);
         let remote = (u128::from_be_bytes(wire.remote), wire.remote_port);
         let netns = if loopback(wire.local) || loopback(wire.remote) { wire.netns } else { u64::MAX };
@@ -160,7 +160,7 @@ impl WireKey {
             return None;
         }
         let (client, server) = if class == Class::Invocation { (remote, local) } else { (local, remote) };
-        let rest = u64::from(client.1) << 48 | u64::from(server.1) << 32 | u64::from(ordinal);
+        let rest = u64::from(client.1) << 48 | u64::from(server.1) << 32 | u64::from(sequence);
         Some(Self { client: client.0, server: server.0, rest, netns })
     }
 }

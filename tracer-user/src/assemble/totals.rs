@@ -31,7 +31,7 @@ pub struct Totals {
     pub reported: u64,
     /// Spans of unsampled paths.
     pub unsampled_spans: u64,
-    /// Starts of a span that was known: the same connection, ordinal and span id again.
+    /// Starts of a span that was known: the same connection, sequence and span id again.
     pub duplicates: u64,
     /// Ends that found their start.
     pub ends_matched: u64,

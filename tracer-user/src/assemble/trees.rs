@@ -87,7 +87,7 @@ pub(crate) struct World {
     pub joined: u64,
 }
 
-/// A request on a connection whose ordinal is not known yet.
+/// A request on a connection whose sequence is not known yet.
 struct Request {
     conn: usize,
     call: bool,
@@ -191,7 +191,7 @@ impl Builder {
             conn: start.conn,
             span: start.context.span_id,
             first_byte_ns: 0,
-            ordinal: 0,
+            sequence: 0,
             status,
             reason: reason as u8,
             pad: 0,
@@ -290,14 +290,14 @@ impl Builder {
     /// Numbers the requests of each connection and writes the records.
     fn finish(mut self, roots: Vec<Shape>) -> World {
         self.requests.sort_by_key(|request| (request.header.at_ns, !request.call));
-        let mut ordinals = std::collections::HashMap::new();
+        let mut sequences = std::collections::HashMap::new();
         let mut events = Vec::new();
         let mut calls = 0;
         for mut request in self.requests {
-            let ordinal = ordinals.entry((request.conn, request.call)).or_insert(0);
-            request.start.ordinal = *ordinal;
-            request.end.ordinal = *ordinal;
-            *ordinal += 1;
+            let sequence = sequences.entry((request.conn, request.call)).or_insert(0);
+            request.start.sequence = *sequence;
+            request.end.sequence = *sequence;
+            *sequence += 1;
             calls += u64::from(request.call);
             let bytes = [as_bytes(&request.header), as_bytes(&request.start), &request.head].concat();
             events.push(Event { at_ns: request.header.at_ns, conn: request.start.conn, bytes });
@@ -317,7 +317,7 @@ pub(crate) fn blank(context: Context, parent: u64, flags: u8, rule: Rule, tag: T
         context,
         parent,
         wire: Wire::default(),
-        ordinal: 0,
+        sequence: 0,
         flags,
         rule: rule as u8,
         tag: tag as u8,

@@ -132,11 +132,13 @@ fn a_loopback_that_is_down_is_not_the_kernels_fault() {
 
 #[test]
 fn the_loader_learns_what_it_has_to_do() {
-    let report = with_trials(|trials| trials.self_test = SelfTest::NeedsVerdict);
-    assert_eq!(
-        (report.verdict(), report.self_test, report.existing),
-        (Verdict::Tags, Some(SelfTest::NeedsVerdict), true)
-    );
+    let needs = |breaks| with_trials(|trials| trials.self_test = SelfTest::NeedsVerdict { breaks });
+    let report = needs(Vec::new());
+    assert_eq!((report.verdict(), report.existing), (Verdict::Tags, true));
+    let report = needs(vec!["splice(2)", "MSG_WAITALL"]);
+    let Verdict::TagsIfTold(why) = report.verdict() else { panic!("{report:?}") };
+    assert!(why.contains("splice(2), MSG_WAITALL; --tag on"), "{why}");
+    assert_eq!(report.self_test, Some(SelfTest::NeedsVerdict { breaks: vec!["splice(2)", "MSG_WAITALL"] }));
     assert!(!with_trials(|trials| refuse(&mut trials.programs, "iter/tcp")).existing);
 }
 

@@ -138,7 +138,8 @@ fn accepted(context: &SockOpsContext) {
     scratch.now = unsafe { bpf_ktime_get_ns() };
     scratch.may_pause = 0;
     scratch.sends = 0;
-    stream::run::<Kept, true>(Kept(early.as_ptr()), &mut scratch, &mut connection, 0, len);
+    let sequence = connection.request.sequence;
+    stream::run::<Kept, true>(Kept(early.as_ptr()), &mut scratch, &mut connection, 0, len, sequence);
     connection.request.sequence = connection.request.sequence.wrapping_add(len);
     scratch::give_back(&scratch);
 }

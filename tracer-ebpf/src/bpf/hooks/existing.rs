@@ -12,7 +12,7 @@ use crate::{
     attribution,
     connection::{self, role},
     kernel::{Sock, TcpSock, Typed},
-    maps::{LISTENERS, SOCKETS, TAGGING, count, may_tag},
+    maps::{LISTENERS, REPAIRED, SOCKETS, TAGGING, count, may_tag},
 };
 
 /// `struct bpf_iter__tcp`, net/ipv4/tcp_ipv4.c.
@@ -85,7 +85,8 @@ fn note(tcp: TcpSock, sandbox: u64, is_server: bool) {
     connection.request.sequence = written;
     connection.response.sequence = read;
     connection.may_tag = may_tag(&connection.wire.remote) as u8;
-    if TAGGING.load() != 0 && connection.may_tag == 1 && !tcp.is_mptcp() {
+    // Somebody may be waiting in a read, and the verdict program would put what comes where that read does not look.
+    if TAGGING.load() != 0 && REPAIRED.load() == 0 && connection.may_tag == 1 && !tcp.is_mptcp() {
         let key = connection.cookie;
         // SAFETY: a sockhash, a key on the stack and a full socket.
         let failed =

@@ -165,7 +165,8 @@ fn look(message: *mut sk_msg_md, scratch: &mut Value<Scratch>, connection: &mut 
     scratch.may_pause = 1;
     scratch.sends = 1;
     scratch.tag_else = Tag::Pipelined as u32;
-    stream::run::<Message, true>(Message(message), scratch, connection, 0, whole);
+    let sequence = connection.request.sequence;
+    stream::run::<Message, true>(Message(message), scratch, connection, 0, whole, sequence);
     if scratch.outcome != outcome::HEAD {
         return SK_PASS;
     }
@@ -225,6 +226,7 @@ fn call(
         if tag == Tag::Injected {
             // The rest of the message has moved up.
             scratch.payload_at = LINE_LEN as u32;
+            scratch.sequence = scratch.sequence.wrapping_add(LINE_LEN as u32);
         }
         tag
     };
