@@ -18,5 +18,6 @@ mod hostile;
 mod life;
 mod paths;
 mod sandbox;
+mod strangers;
 mod trust;
 mod truth;
