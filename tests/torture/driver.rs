@@ -186,11 +186,17 @@ impl Torture {
         );
     }
 
-    /// Turns that took long with the agent: do they without it, too?
+    /// Turns that took long with the agent, among others: do they without it, too? And with it, alone?
     fn confirm(&mut self, suspects: Vec<(u64, usize)>) {
         for (seed, turn) in suspects {
-            let report = self.order(&Command::Base { seeds: vec![seed; 4] });
-            if !report.stalls.contains(&(seed, turn)) {
+            let without = self.order(&Command::Base { seeds: vec![seed; 4] });
+            if without.stalls.contains(&(seed, turn)) {
+                continue;
+            }
+            let agent = self.agent();
+            let with = self.order(&Command::Check { seeds: vec![seed] });
+            agent.stop();
+            if with.stalls.contains(&(seed, turn)) {
                 eprintln!("torture: seed {seed}: turn {turn} stalls with the agent, and not without");
                 self.total.stalls.push((seed, turn));
             }
@@ -239,8 +245,10 @@ impl Torture {
         assert!(total.stalls.is_empty(), "stalls (seed, turn): {:?}", total.stalls);
         let most = total.slow_before + total.slow_before / 2 + 20;
         assert!(total.slow <= most, "{} turns took long, {} without an agent", total.slow, total.slow_before);
-        assert!(total.tags > 0, "the agent wrote no tag at all");
-        assert!(env::var_os("FNTRACE_TORTURE_SEED").is_some() || total.rewrites > 0, "nothing was rewritten");
+        if env::var_os("FNTRACE_TORTURE_SEED").is_none() {
+            assert!(total.tags > 0, "the agent wrote no tag at all");
+            assert!(total.rewrites > 0, "nothing was rewritten");
+        }
     }
 }
 

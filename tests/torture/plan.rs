@@ -341,7 +341,11 @@ impl Plan {
         let (last, but_last) = pieces.split_last().unwrap();
         let more =
             but_last.iter().all(|piece| matches!(piece.way, Way::SendMore | Way::SendmsgMore)) && last.is_one_message();
-        let prompt = (self.nodelay || (alternates && (cork || more))) && !self.tiny_buffers;
+        // A corked segment of an enrolled socket has room for seventeen pages, begun or whole (net/core/skbuff.c,
+        // skb_splice_from_iter), and may end before it is full: Nagle's algorithm holds the last one back then.
+        let cut = ENROLLED.load(Ordering::Relaxed) && from == Side::Client && bytes.len() > 40_000;
+        let single = pieces.len() == 1 && pieces[0].way != Way::Thread;
+        let prompt = (self.nodelay || (alternates && (cork || more) && (single || !cut))) && !self.tiny_buffers;
         // Only a head that leaves in one piece and begins one is tagged.
         let whole = pieces.len() == 1 && matches!(pieces[0].way, Way::Write | Way::Send | Way::Sendmsg);
         if !whole || self.tiny_buffers || self.zero_copy || bytes.len() > 60_000 {

@@ -33,9 +33,9 @@ use crate::{
     stream::{self, Message, outcome},
 };
 
-/// So much of a message is made linear, so that it leaves in one piece as it would have without us. No segment is longer
-/// (loopback's maximum is 65,483 bytes): what follows a full one, and does not fill another, waits for nothing.
-const LINEAR_MAX: u32 = 64 * 1024;
+/// So much is made linear where there is no memory in one piece for the whole message: the longest segment (loopback's
+/// is 65,483 bytes).
+const LINEAR_MIN: u32 = 64 * 1024;
 
 /// What the sockets hold, for as long as they are open; the agent may be gone before them.
 #[sk_msg]
@@ -46,11 +46,10 @@ pub fn fn_send(context: SkMsgContext) -> u32 {
     // SAFETY: no instruction at all, only the operand.
     unsafe { core::arch::asm!("/* {0} */", in(reg) &raw const SOCKETS, options(readonly, nostack)) };
     let whole = size(context.msg);
-    // Two pieces become two segments, and the second waits for the first one's acknowledgement (Nagle): where the
-    // message happens to lie across two pages, too.
-    let first = if whole > LINEAR_MAX { LINEAR_MAX } else { whole };
-    if linear(context.msg) < first {
-        let _ = pull(context.msg, first);
+    // The kernel pushes each piece (net/ipv4/tcp_bpf.c, tcp_bpf_push): what it leaves over goes out as a small segment,
+    // and the message's last one then waits for that one's acknowledgement (Nagle, and Minshall's rule of it).
+    if linear(context.msg) < whole {
+        let _ = pull_all(context.msg, whole);
     }
     // SAFETY: the array holds a program of this type, or none; then the call comes back.
     unsafe { TAGGER.tail_call(&context, 0) };
@@ -87,6 +86,12 @@ fn size(message: *mut sk_msg_md) -> u32 {
 fn pull(message: *mut sk_msg_md, len: u32) -> bool {
     // SAFETY: the helper checks its arguments; pointers into the message are read anew afterwards.
     unsafe { bpf_msg_pull_data(message, 0, len, 0) == 0 }
+}
+
+/// Makes the message one piece, or else its beginning.
+#[inline(always)]
+fn pull_all(message: *mut sk_msg_md, whole: u32) -> bool {
+    pull(message, whole) || (whole > LINEAR_MIN && pull(message, LINEAR_MIN))
 }
 
 #[inline(always)]
@@ -285,8 +290,7 @@ fn insert(scratch: &mut Value<Scratch>, message: *mut sk_msg_md, at: u32) -> (Ta
     let context = scratch.start().context;
     traceparent::write_line(&mut scratch.line, &context);
     let whole = size(message);
-    let all = if whole > LINEAR_MAX { LINEAR_MAX } else { whole };
-    if (pull(message, all) || pull(message, at + LEN)) && write(message, at, &scratch.line) {
+    if (pull_all(message, whole) || pull(message, at + LEN)) && write(message, at, &scratch.line) {
         return (Tag::Injected, false);
     }
     // SAFETY: as above.
