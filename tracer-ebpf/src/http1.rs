@@ -317,7 +317,14 @@ impl Flow {
     /// Whether the head at hand may hide a `traceparent` that was not recognised, or is not certain to be framed.
     #[inline(always)]
     pub fn is_doubtful(&self) -> bool {
-        self.tag == tag_state::BAD || self.flags & (BAD | FOLDED) != 0
+        self.tag == tag_state::BAD || self.flags & (BAD | FOLDED) != 0 || self.has_two_lengths()
+    }
+
+    /// Whether the body's length is given in two ways. RFC 9112 section 6.3 says which one counts, and that a sender who
+    /// gives both may be out to have two readers understand different ones.
+    #[inline(always)]
+    fn has_two_lengths(&self) -> bool {
+        self.flags & HAS_LENGTH != 0 && self.flags & (CHUNKED | CODED) != 0
     }
 
     /// Sets the flow to the beginning of a message, in the place where `cursor` stands.
@@ -623,8 +630,10 @@ impl Flow {
         // The last coding decides (RFC 9112 section 6.1).
         if len >= 7 {
             let last = window.word(at + len - 7) | LETTERS;
-            let before = if len > 7 { window.byte(at + len - 8) } else { b',' };
-            if last << 8 == u64::from_le_bytes(*b"chunked\0") << 8 && (before == b',' || is_blank(before)) {
+            // Before it comes a comma, with blanks or without; the name of the header lies before the value.
+            let blanks = trailing_blanks(window.word(at + len - 15));
+            let alone = len == 7 || window.byte(at + len - 8 - blanks) == b',';
+            if last << 8 == u64::from_le_bytes(*b"chunked\0") << 8 && alone {
                 self.flags = (self.flags | CHUNKED) & !CODED;
                 return;
             }
@@ -653,6 +662,10 @@ impl Flow {
                 self.mode = mode::FIRST;
                 return After::Nothing;
             }
+        }
+        if side == Side::Request && self.has_two_lengths() {
+            self.mode = mode::OPAQUE;
+            return After::Opaque;
         }
         if self.flags & CHUNKED != 0 {
             self.flags = (self.flags | IN_CHUNKS) & !STARTED;
