@@ -7,14 +7,33 @@ use crate::seeds::WORDS;
 /// Positions count modulo the length of what they are positions in, so that each number means something.
 #[derive(Clone, Debug, TypeGenerator)]
 enum Edit {
-    Set { at: u16, byte: u8 },
-    Insert { at: u16, byte: u8 },
-    Word { at: u16, word: u8 },
-    Remove { at: u16, len: u8 },
+    Set {
+        at: u16,
+        byte: u8,
+    },
+    Insert {
+        at: u16,
+        byte: u8,
+    },
+    Word {
+        at: u16,
+        word: u8,
+    },
+    Remove {
+        at: u16,
+        len: u8,
+    },
     /// Puts a part of the text in once more, somewhere.
-    Again { from: u16, len: u8, at: u16 },
+    Again {
+        from: u16,
+        len: u8,
+        at: u16,
+    },
     /// Puts another seed in, whole.
-    Seed { at: u16, seed: u8 },
+    Seed {
+        at: u16,
+        seed: u8,
+    },
 }
 
 /// A mutated seed, and where it is cut.

@@ -73,7 +73,11 @@ pub fn any(all: Vec<Bytes>) {
         match record::decode(&bytes) {
             Some(found) => {
                 good += 1;
-                assert_eq!(written(&found), bytes[..written(&found).len()], "a record is the bytes that it was read from");
+                assert_eq!(
+                    written(&found),
+                    bytes[..written(&found).len()],
+                    "a record is the bytes that it was read from"
+                );
                 // Cut anywhere, it is none.
                 let whole = written(&found).len();
                 assert_eq!(record::decode(&bytes[..whole - 1]), None);

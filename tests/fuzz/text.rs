@@ -42,7 +42,8 @@ fn plain_traceparent(value: &[u8]) -> Option<Context> {
 
 /// Against a table of what each beginning of the pattern matches of each beginning of the path.
 pub fn globs((pattern, path): (Vec<u8>, Vec<u8>)) {
-    let letters = |bytes: Vec<u8>, of: &[u8]| bytes.iter().map(|byte| of[usize::from(*byte) % of.len()]).collect::<Vec<_>>();
+    let letters =
+        |bytes: Vec<u8>, of: &[u8]| bytes.iter().map(|byte| of[usize::from(*byte) % of.len()]).collect::<Vec<_>>();
     let (pattern, path) = (letters(pattern, b"a/*?*b/"), letters(path, b"aab/"));
     let mut matcher = Matcher::default();
     let (len, path_len) = (pattern.len() as u32, path.len() as u32);
@@ -106,10 +107,16 @@ pub fn request_heads(case: Case) {
         // The kernel half leaves out what is before a head.
         return;
     }
-    for cut in case.segments(&text[..len]).iter().scan(0, |at, part| { *at += part.len(); Some(*at) }) {
+    for cut in case.segments(&text[..len]).iter().scan(0, |at, part| {
+        *at += part.len();
+        Some(*at)
+    }) {
         if cut >= line_end {
             let part = Head::parse(&text[..cut], keep);
-            assert_eq!((part.method, part.path, part.query), (head.method.clone(), head.path.clone(), head.query.clone()));
+            assert_eq!(
+                (part.method, part.path, part.query),
+                (head.method.clone(), head.path.clone(), head.query.clone())
+            );
         }
     }
 }
@@ -117,11 +124,8 @@ pub fn request_heads(case: Case) {
 /// Whatever a file holds: each line is a trace, or is passed over, or is reported with its number; never more, and never
 /// out of order.
 pub fn recorded_paths(case: Case) {
-    let (format, seeds) = [
-        (Format::Paths, PATHS),
-        (Format::CallTrees, CALL_TREES),
-        (Format::FaasChains, FAAS_CHAINS),
-    ][usize::from(case.vary) % 3];
+    let (format, seeds) = [(Format::Paths, PATHS), (Format::CallTrees, CALL_TREES), (Format::FaasChains, FAAS_CHAINS)]
+        [usize::from(case.vary) % 3];
     let text = case.text(seeds);
     let lines = text.split(|byte| *byte == b'\n').count() as u64;
     let numbers = std::cell::RefCell::new(Vec::new());

@@ -22,6 +22,9 @@ pub const CARRY: usize = 128;
 /// Most bytes of a head that are looked through. Longer ones are framed, but not tagged.
 pub const HEAD_LIMIT: u32 = 16 * 1024;
 
+/// Most fields of a head with the tag. Python's `http.server` takes 99; Apache, gunicorn, Kestrel and hyper take 100.
+pub const FIELDS_MAX: u8 = 99;
+
 /// Where a flow stands.
 pub mod mode {
     /// At the first line of a message.
@@ -156,8 +159,10 @@ pub struct Flow {
     /// Length and flags of the body, or chunk, that was passed last: see [`Flow::take_back`].
     passed_length: u64,
     passed_flags: u8,
+    /// Lines of this head behind the first; 255 for more. A line that is cut counts twice.
+    pub fields: u8,
     #[doc(hidden)]
-    pub pad: [u8; 7],
+    pub pad: [u8; 6],
     /// The `traceparent` of this head, if [`tag_state::VALID`].
     pub context: Context,
     /// The beginning of a line that the last segment cut.
@@ -297,7 +302,8 @@ impl Flow {
         length: 0,
         passed_length: 0,
         passed_flags: 0,
-        pad: [0; 7],
+        fields: 0,
+        pad: [0; 6],
         context: Context { trace_id: [0, 0], span_id: 0, flags: 0, pad: [0; 7] },
         carry: [0; CARRY],
     };
@@ -334,6 +340,7 @@ impl Flow {
         self.flags = 0;
         self.method = method::OTHER;
         self.tag = tag_state::ABSENT;
+        self.fields = 0;
         self.carry_len = 0;
         self.passed = 0;
         self.scan = 0;
@@ -501,6 +508,7 @@ impl Flow {
                 return self.head_ends(2, cursor);
             }
         }
+        self.fields = self.fields.saturating_add(1);
         if byte == b'\r' || is_blank(byte) {
             self.flags |= FOLDED;
             self.mode = mode::SKIP;
@@ -532,20 +540,17 @@ impl Flow {
     /// Looks for the end of a line of interest, whose beginning `cursor.at` keeps.
     #[inline(always)]
     fn seek<W: Window + ?Sized>(&mut self, window: &W, cursor: &mut Cursor) -> Event {
-        if self.scan as usize > CARRY {
-            // Longer than any of the three may be. Its name alone makes the framing doubtful.
+        let found = cursor.at + self.scan + find_newline(window, cursor.at + self.scan);
+        let seen = if found < cursor.end { found } else { cursor.end } - cursor.at;
+        if seen > CARRY as u32 {
+            // Longer than any of the three may be, wherever it is cut. Its name alone makes the framing doubtful.
             self.flags |= BAD;
             self.scan = 0;
             self.mode = mode::SKIP;
             return Event::Step;
         }
-        let found = cursor.at + self.scan + find_newline(window, cursor.at + self.scan);
         if found >= cursor.end {
             self.mode = mode::LINE;
-            if cursor.end - cursor.at > CARRY as u32 {
-                self.flags |= BAD;
-                self.mode = mode::SKIP;
-            }
             self.scan = 0;
             return Event::Drained;
         }

@@ -147,7 +147,7 @@ tags! {
     Unproven = 6 "unproven",
     /// The head was not whole in one message.
     Split = 7 "split",
-    /// The head is longer than is looked through.
+    /// With the tag, the head would be longer than `--tag-max-head`, or have more fields than servers take.
     LongHead = 8 "long_head",
     /// There is a `traceparent` that is malformed, or more than one, or folded lines that might hide one.
     Malformed = 9 "malformed",
