@@ -92,7 +92,7 @@ fn helper() {
         libc::setsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_SNDBUF, (&raw const small).cast(), 4)
     };
     assert_eq!(failed, 0);
-    exchange(&mut stream, &[&request(2000, b"")]);
+    exchange(&mut stream, &[&request(3000, b"")]);
 }
 
 /// A server outside of all sandboxes: answers whatever came once nothing more comes.
@@ -151,7 +151,8 @@ fn connections_that_were_there_are_counted_and_so_are_reads() {
     assert!(moved(finished.stats(), "/kernel/reads") > 0, "{}", finished.stats());
 }
 
-/// Calls with heads around the limits of real servers: what passes untraced passes traced.
+/// Calls with heads around the limits of real servers: what passes untraced passes traced. The caller sends a head of
+/// any length in one message.
 fn passes_as_before(
     callee: Kind,
     arguments: &[&str],
@@ -160,10 +161,11 @@ fn passes_as_before(
     tagged: bool,
 ) {
     let slice = Slice::new();
-    let [caller, callee] = [Kind::Go, callee].map(|kind| Function::start(&slice, kind));
+    let [caller, callee] = [Kind::Python, callee].map(|kind| Function::start(&slice, kind));
     let mut client = caller.client();
     let mut passes = |size: usize| {
-        let answer = client.run(&id("head"), &plan([with(seq(&callee, leaf()), json!({"headers": headers(size)}))]));
+        let answer = client
+            .run(&id("head"), &plan([with(seq(&callee, leaf()), json!({"headers": headers(size), "fresh": true}))]));
         (answer["children"][0]["function"].is_string(), answer["children"][0]["traceparent"].is_string())
     };
     // The largest that the server takes when nobody traces.
