@@ -151,6 +151,14 @@ fn connections_that_were_there_are_counted_and_so_are_reads() {
     assert!(moved(finished.stats(), "/kernel/reads") > 0, "{}", finished.stats());
 }
 
+#[test]
+fn listeners_that_find_no_room_are_counted() {
+    let slice = Slice::new();
+    let _functions = [Kind::Go, Kind::Go].map(|kind| Function::start(&slice, kind));
+    let finished = Agent::start_with(&slice, &["--map-entries", "LISTENERS=1"]).stop();
+    assert_eq!(moved(finished.stats(), "/kernel/listeners_full"), 1, "{}", finished.stats());
+}
+
 /// Calls with heads around the limits of real servers: what passes untraced passes traced. The caller sends a head of
 /// any length in one message.
 fn passes_as_before(

@@ -214,6 +214,8 @@ fn end(body: Body, text: &[u8], mut at: usize) -> Option<usize> {
         Body::Length(length) => at.checked_add(usize::try_from(length).ok()?).filter(|end| *end <= text.len()),
         Body::UntilClose | Body::Opaque => None,
         Body::Chunked => loop {
+            // A size has a digit at least (RFC 9112, section 7.1); httparse takes none for a nought.
+            text.get(at).filter(|byte| byte.is_ascii_hexdigit())?;
             let (passed, size) = httparse::parse_chunk_size(text.get(at..)?).ok()?.is_complete_then()?;
             at += passed;
             if size == 0 {

@@ -5,6 +5,7 @@
 //! libFuzzer, which keeps what reaches new code; what fails there is left in `__fuzz__/TARGET/crashes` beside this file,
 //! where the ordinary run tries it first from then on.
 
+#![cfg(test)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test, in helpers as in tests")]
 
 mod drive;

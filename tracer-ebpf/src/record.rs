@@ -155,7 +155,8 @@ tags! {
     Pipelined = 10 "pipelined",
     /// The send buffer has no room to spare.
     NoRoom = 11 "no_room",
-    /// The kernel refused to make room or to make the message linear.
+    /// The kernel refused to make room or to make the message linear. No test provokes it: it takes a kernel without
+    /// memory.
     Refused = 12 "refused",
     /// Nothing was sent: the connection failed, or is not HTTP/1.
     NoRequest = 13 "no_request",

@@ -260,6 +260,28 @@ fn across_namespaces_the_wire_yields_to_the_tag() {
 }
 
 #[test]
+fn a_connection_that_two_namespaces_claim_joins_nothing_by_the_wire() {
+    let mut run = Run::new();
+    let own = |netns: u64| Wire { netns, ..wire(CLIENT, SERVER) };
+    run.call(call(1, 10, 0).tag(Tag::Off).wire(own(0)));
+    run.call(call(2, 20, 0).tag(Tag::Off).wire(own(0)));
+    assert_eq!(run.assembler.totals().joins.ambiguous, 1);
+    run.enter(invocation(3, 30));
+    run.leave(invocation(3, 30));
+    let lines = run.lines();
+    assert!(matches!(&lines[..], [Line::Path(path)] if matches!(path.root, Node::Invocation(_))), "{lines:?}");
+}
+
+#[test]
+fn sandboxes_beyond_the_table_are_counted() {
+    let mut run = Run::new();
+    for id in 0..=super::SANDBOXES_MAX as u64 {
+        run.record(id, Body::SandboxBorn(b"/x"));
+    }
+    assert_eq!(run.assembler.totals().sandboxes_full, 1);
+}
+
+#[test]
 fn a_tag_joins_once() {
     let mut run = Run::new();
     let (root, out) = (invocation(1, 100).wire(wire(80, 9)), call(1, 7, 100));
