@@ -32,6 +32,7 @@ pub const PATHS: &[&[u8]] = &[
 
 pub const CALL_TREES: &[&[u8]] = &[
     br#"{"spans":[{"id":"a","parent":null,"service":"front","op":"GET /","kind":"server","start_us":0,"duration_us":900},{"id":"b","parent":"a","service":"front","op":"GET /stock","kind":"client","start_us":10,"duration_us":50},{"id":"c","parent":"b","service":"stock","op":"GET /stock","kind":"server","start_us":12}]}"#,
+    br#"{"spans":[{"id":"b","parent":"a","service":"back","kind":"server","start_us":5},{"id":"a","service":"front","kind":"server","start_us":9}]}"#,
     br#"{"spans":[{"id":"a","parent":"a","service":"","start_us":-9223372036854775808,"duration_us":18446744073709551615}]}"#,
 ];
 
