@@ -217,11 +217,11 @@ fn end(body: Body, text: &[u8], mut at: usize) -> Option<usize> {
         Body::Chunked => loop {
             // A size has a digit at least (RFC 9112, section 7.1); httparse takes none for a nought.
             text.get(at).filter(|byte| byte.is_ascii_hexdigit())?;
-            let (passed, size) = httparse::parse_chunk_size(text.get(at..)?).ok()?.is_complete_then()?;
+            let (passed, size) = httparse::parse_chunk_size(text.get(at..)?).ok()?.when_complete()?;
             at += passed;
             if size == 0 {
                 let mut trailers = [httparse::EMPTY_HEADER; 64];
-                let (passed, _) = httparse::parse_headers(&text[at..], &mut trailers).ok()?.is_complete_then()?;
+                let (passed, _) = httparse::parse_headers(&text[at..], &mut trailers).ok()?.when_complete()?;
                 return Some(at + passed);
             }
             at = at.checked_add(usize::try_from(size).ok()?)?;
@@ -234,11 +234,11 @@ fn end(body: Body, text: &[u8], mut at: usize) -> Option<usize> {
 }
 
 trait Complete<T> {
-    fn is_complete_then(self) -> Option<T>;
+    fn when_complete(self) -> Option<T>;
 }
 
 impl<T> Complete<T> for httparse::Status<T> {
-    fn is_complete_then(self) -> Option<T> {
+    fn when_complete(self) -> Option<T> {
         if let Self::Complete(value) = self { Some(value) } else { None }
     }
 }
