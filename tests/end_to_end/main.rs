@@ -20,5 +20,6 @@ mod hostile;
 mod life;
 mod paths;
 mod sandbox;
+mod strangers;
 mod trust;
 mod truth;
