@@ -64,6 +64,8 @@ pub const WORDS: &[&[u8]] = &[
     b", chunked",
     b"identity",
     b"Content-Length: ",
+    b"tracepar",
+    b"-Encoding: ",
     b"Content-Length: 1\r\n",
     b"content-length:",
     b"Transfer-Encoding: ",

@@ -277,7 +277,8 @@ fn name_len<W: Window + ?Sized>(window: &W, at: u32) -> u32 {
     if window.byte(at) | 0x20 == b'c' {
         return if (second | LETTERS) << 16 == u64::from_le_bytes(*b"length\0\0") << 16 { 14 } else { 0 };
     }
-    if second as u8 == b'-' {
+    // "trans" or "trace".
+    if window.byte(at + 3) | 0x20 == b'n' {
         let is_it =
             (second | (LETTERS << 8)) == u64::from_le_bytes(*b"-encodin") && window.byte(at + 16) | 0x20 == b'g';
         return if is_it { 17 } else { 0 };

@@ -134,6 +134,15 @@ fn framing_that_two_readers_may_understand_differently_is_left_alone() {
 }
 
 #[test]
+fn a_name_that_begins_like_one_and_ends_like_another_is_neither() {
+    for line in ["tracepar-Encoding: chunked", "Transferent: x", "Content--encoding: chunked", "tracepar-length: 4"] {
+        let stream = format!("POST / HTTP/1.1\r\n{line}\r\n\r\n");
+        let seen = whole(Side::Request, stream.as_bytes());
+        assert!(matches!(seen[..], [Seen::Head { tag: tag_state::ABSENT, .. }, Seen::End { .. }]), "{line}: {seen:?}");
+    }
+}
+
+#[test]
 fn a_traceparent_in_disguise_is_never_taken_for_absent() {
     let value = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     for (line, expected) in [
