@@ -180,7 +180,7 @@ fn is_whole(node: &Value) -> bool {
 }
 
 #[test]
-fn what_a_full_ring_buffer_refuses_is_counted_to_the_last_record() {
+pub fn what_a_full_ring_buffer_refuses_is_counted_to_the_last_record() {
     let slice = Slice::new();
     let functions = Functions::start(&slice);
     // Small, so that it is full long before the agent goes on. All that is sent is seen from the first byte on.
@@ -222,7 +222,7 @@ fn what_a_full_ring_buffer_refuses_is_counted_to_the_last_record() {
 }
 
 #[test]
-fn full_maps_harm_no_traffic_and_are_counted() {
+pub fn full_maps_harm_no_traffic_and_are_counted() {
     let slice = Slice::new();
     let functions = Functions::start(&slice);
     let full = [
@@ -243,7 +243,7 @@ fn full_maps_harm_no_traffic_and_are_counted() {
 }
 
 #[test]
-fn a_sandbox_that_finds_no_room_is_not_traced_and_counted() {
+pub fn a_sandbox_that_finds_no_room_is_not_traced_and_counted() {
     let slice = Slice::new();
     let go = Function::start(&slice, Kind::Go);
     // The slice and the function are there; one more fits.

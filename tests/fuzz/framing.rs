@@ -253,16 +253,27 @@ fn is_odd(head: &[u8], headers: &[httparse::Header<'_>]) -> bool {
     const LONG: usize = 100;
     let lengths: Vec<&[u8]> = named(headers, "content-length").collect();
     let codings: Vec<&[u8]> = named(headers, "transfer-encoding").collect();
-    let blanks = |bytes: &mut dyn Iterator<Item = &u8>| bytes.take_while(|byte| matches!(byte, b' ' | b'\t')).count();
+    let is_blank = |byte: u8| matches!(byte, b' ' | b'\t');
+    let blanks = |bytes: &mut dyn Iterator<Item = &u8>| bytes.take_while(|byte| is_blank(**byte)).count();
     let spaced = lengths.iter().chain(&codings).copied().chain(named(headers, "traceparent")).any(|value| {
         let at = value.as_ptr() as usize - head.as_ptr() as usize;
         let before = blanks(&mut head[..at].iter().rev());
         let behind = blanks(&mut head[at + value.len()..].iter());
         before > 8 || behind > 8 || value.len() > LONG
     });
+    // A long line is not looked at to see whether its name goes on.
+    let named_alike = headers.iter().any(|header| {
+        header.name.len() + header.value.len() > LONG
+            && ["content-length", "transfer-encoding", "traceparent"]
+                .iter()
+                .any(|name| header.name.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name)))
+    });
+    let stretched = codings.iter().any(|value| value.windows(9).any(|part| part.iter().all(|byte| is_blank(*byte))));
     let digits = |value: &&[u8]| (1..16).contains(&value.len()) && value.iter().all(u8::is_ascii_digit);
     let folded = head.split(|byte| *byte == b'\n').any(|line| line.starts_with(b" ") || line.starts_with(b"\t"));
     spaced
+        || named_alike
+        || stretched
         || folded
         || !lengths.iter().all(digits)
         || lengths.windows(2).any(|pair| pair[0] != pair[1])

@@ -48,8 +48,8 @@ counters! {
     ScratchBusy = "scratch_busy",
     /// More exchanges open on one connection than are followed.
     Pipelined = "pipelined",
-    /// A packet came while another CPU was parsing the same direction of its connection. No test provokes it at will: it
-    /// takes two CPUs that have a segment each at the same instant. It stays because busy hosts do.
+    /// A packet came while another CPU was parsing the same direction of its connection. In a body its bytes are taken
+    /// as passed; elsewhere the framing waits for the next provable boundary.
     Contended = "contended",
     /// The map of live invocations was full.
     InvocationsFull = "invocations_full",
