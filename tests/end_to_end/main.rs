@@ -11,7 +11,9 @@
 mod agent;
 mod bytes;
 mod client;
+mod counters;
 mod demo;
+mod faults;
 mod functions;
 mod harness;
 mod hostile;

@@ -73,7 +73,7 @@ fn a_parallel_fan_out_keeps_its_calls_apart() {
 }
 
 #[test]
-fn a_proxy_passes_the_tag_on_and_its_parent_id_is_rewritten() {
+pub fn a_proxy_passes_the_tag_on_and_its_parent_id_is_rewritten() {
     let slice = Slice::new();
     let [python, node, go] = Kind::ALL.map(|kind| Function::start(&slice, kind));
     let before_go = Function::nginx(&slice, &go);

@@ -37,12 +37,12 @@ fn joined_without_tag(arguments: &[&str], tag: &str) {
 }
 
 #[test]
-fn with_the_tag_off_no_byte_is_changed_and_paths_are_joined_by_the_wire() {
+pub fn with_the_tag_off_no_byte_is_changed_and_paths_are_joined_by_the_wire() {
     joined_without_tag(&["--tag", "off"], "off");
 }
 
 #[test]
-fn a_destination_outside_of_tag_to_gets_no_tag() {
+pub fn a_destination_outside_of_tag_to_gets_no_tag() {
     joined_without_tag(&["--tag-to", "192.0.2.0/24"], "destination");
 }
 
@@ -56,7 +56,7 @@ fn a_destination_inside_of_tag_to_gets_one() {
 }
 
 #[test]
-fn a_traceparent_that_the_application_set_is_kept_and_adopted() {
+pub fn a_traceparent_that_the_application_set_is_kept_and_adopted() {
     // Letter case and spacing of the name are the application's business.
     for (n, name) in ["traceparent", "Traceparent", "TRACEPARENT"].into_iter().enumerate() {
         let slice = Slice::new();
@@ -80,7 +80,7 @@ fn a_traceparent_that_the_application_set_is_kept_and_adopted() {
 }
 
 #[test]
-fn a_malformed_traceparent_is_left_alone() {
+pub fn a_malformed_traceparent_is_left_alone() {
     let slice = Slice::new();
     let [python, _, go] = Kind::ALL.map(|kind| Function::start(&slice, kind));
     let agent = Agent::start(&slice);

@@ -22,6 +22,9 @@ pub const CARRY: usize = 128;
 /// Most bytes of a head that are looked through. Longer ones are framed, but not tagged.
 pub const HEAD_LIMIT: u32 = 16 * 1024;
 
+/// Most fields of a head with the tag. Python's `http.server` takes 99; Apache, gunicorn, Kestrel and hyper take 100.
+pub const FIELDS_MAX: u8 = 99;
+
 /// Where a flow stands.
 pub mod mode {
     /// At the first line of a message.
@@ -156,8 +159,10 @@ pub struct Flow {
     /// Length and flags of the body, or chunk, that was passed last: see [`Flow::take_back`].
     passed_length: u64,
     passed_flags: u8,
+    /// Lines of this head behind the first; 255 for more. A line that is cut counts twice.
+    pub fields: u8,
     #[doc(hidden)]
-    pub pad: [u8; 7],
+    pub pad: [u8; 6],
     /// The `traceparent` of this head, if [`tag_state::VALID`].
     pub context: Context,
     /// The beginning of a line that the last segment cut.
@@ -272,7 +277,8 @@ fn name_len<W: Window + ?Sized>(window: &W, at: u32) -> u32 {
     if window.byte(at) | 0x20 == b'c' {
         return if (second | LETTERS) << 16 == u64::from_le_bytes(*b"length\0\0") << 16 { 14 } else { 0 };
     }
-    if second as u8 == b'-' {
+    // "trans" or "trace".
+    if window.byte(at + 3) | 0x20 == b'n' {
         let is_it =
             (second | (LETTERS << 8)) == u64::from_le_bytes(*b"-encodin") && window.byte(at + 16) | 0x20 == b'g';
         return if is_it { 17 } else { 0 };
@@ -297,7 +303,8 @@ impl Flow {
         length: 0,
         passed_length: 0,
         passed_flags: 0,
-        pad: [0; 7],
+        fields: 0,
+        pad: [0; 6],
         context: Context { trace_id: [0, 0], span_id: 0, flags: 0, pad: [0; 7] },
         carry: [0; CARRY],
     };
@@ -317,7 +324,14 @@ impl Flow {
     /// Whether the head at hand may hide a `traceparent` that was not recognised, or is not certain to be framed.
     #[inline(always)]
     pub fn is_doubtful(&self) -> bool {
-        self.tag == tag_state::BAD || self.flags & (BAD | FOLDED) != 0
+        self.tag == tag_state::BAD || self.flags & (BAD | FOLDED) != 0 || self.has_two_lengths()
+    }
+
+    /// Whether the body's length is given in two ways. RFC 9112 section 6.3 says which one counts, and that a sender who
+    /// gives both may be out to have two readers understand different ones.
+    #[inline(always)]
+    fn has_two_lengths(&self) -> bool {
+        self.flags & HAS_LENGTH != 0 && self.flags & (CHUNKED | CODED) != 0
     }
 
     /// Sets the flow to the beginning of a message, in the place where `cursor` stands.
@@ -327,6 +341,7 @@ impl Flow {
         self.flags = 0;
         self.method = method::OTHER;
         self.tag = tag_state::ABSENT;
+        self.fields = 0;
         self.carry_len = 0;
         self.passed = 0;
         self.scan = 0;
@@ -494,6 +509,7 @@ impl Flow {
                 return self.head_ends(2, cursor);
             }
         }
+        self.fields = self.fields.saturating_add(1);
         if byte == b'\r' || is_blank(byte) {
             self.flags |= FOLDED;
             self.mode = mode::SKIP;
@@ -525,20 +541,17 @@ impl Flow {
     /// Looks for the end of a line of interest, whose beginning `cursor.at` keeps.
     #[inline(always)]
     fn seek<W: Window + ?Sized>(&mut self, window: &W, cursor: &mut Cursor) -> Event {
-        if self.scan as usize > CARRY {
-            // Longer than any of the three may be. Its name alone makes the framing doubtful.
+        let found = cursor.at + self.scan + find_newline(window, cursor.at + self.scan);
+        let seen = if found < cursor.end { found } else { cursor.end } - cursor.at;
+        if seen > CARRY as u32 {
+            // Longer than any of the three may be, wherever it is cut. Its name alone makes the framing doubtful.
             self.flags |= BAD;
             self.scan = 0;
             self.mode = mode::SKIP;
             return Event::Step;
         }
-        let found = cursor.at + self.scan + find_newline(window, cursor.at + self.scan);
         if found >= cursor.end {
             self.mode = mode::LINE;
-            if cursor.end - cursor.at > CARRY as u32 {
-                self.flags |= BAD;
-                self.mode = mode::SKIP;
-            }
             self.scan = 0;
             return Event::Drained;
         }
@@ -623,8 +636,10 @@ impl Flow {
         // The last coding decides (RFC 9112 section 6.1).
         if len >= 7 {
             let last = window.word(at + len - 7) | LETTERS;
-            let before = if len > 7 { window.byte(at + len - 8) } else { b',' };
-            if last << 8 == u64::from_le_bytes(*b"chunked\0") << 8 && (before == b',' || is_blank(before)) {
+            // Before it comes a comma, with blanks or without; the name of the header lies before the value.
+            let blanks = trailing_blanks(window.word(at + len - 15));
+            let alone = len == 7 || window.byte(at + len - 8 - blanks) == b',';
+            if last << 8 == u64::from_le_bytes(*b"chunked\0") << 8 && alone {
                 self.flags = (self.flags | CHUNKED) & !CODED;
                 return;
             }
@@ -653,6 +668,10 @@ impl Flow {
                 self.mode = mode::FIRST;
                 return After::Nothing;
             }
+        }
+        if side == Side::Request && self.has_two_lengths() {
+            self.mode = mode::OPAQUE;
+            return After::Opaque;
         }
         if self.flags & CHUNKED != 0 {
             self.flags = (self.flags | IN_CHUNKS) & !STARTED;

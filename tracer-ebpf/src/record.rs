@@ -147,7 +147,7 @@ tags! {
     Unproven = 6 "unproven",
     /// The head was not whole in one message.
     Split = 7 "split",
-    /// The head is longer than is looked through.
+    /// With the tag, the head would be longer than `--tag-max-head`, or have more fields than servers take.
     LongHead = 8 "long_head",
     /// There is a `traceparent` that is malformed, or more than one, or folded lines that might hide one.
     Malformed = 9 "malformed",
@@ -155,7 +155,8 @@ tags! {
     Pipelined = 10 "pipelined",
     /// The send buffer has no room to spare.
     NoRoom = 11 "no_room",
-    /// The kernel refused to make room or to make the message linear.
+    /// The kernel refused to make room or to make the message linear. No test provokes it: it takes a kernel without
+    /// memory.
     Refused = 12 "refused",
     /// Nothing was sent: the connection failed, or is not HTTP/1.
     NoRequest = 13 "no_request",

@@ -18,7 +18,10 @@ use tokio::{
     task::spawn_blocking,
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
-use tracer_ebpf::record::{self, Body};
+use tracer_ebpf::{
+    http1::HEAD_LIMIT,
+    record::{self, Body},
+};
 
 use crate::{
     agent::{self, Agent, Cidr, Plan, TAG_TO},
@@ -47,6 +50,10 @@ pub struct RunArgs {
 
     #[command(flatten)]
     pub output: Output,
+
+    /// Another size for a map of the kernel half: for tests of what happens when it is full.
+    #[arg(long, hide = true, value_name = "NAME=N", value_parser = map_entries)]
+    pub map_entries: Vec<(String, u32)>,
 }
 
 /// How to tag, and what to print.
@@ -64,6 +71,12 @@ pub struct Output {
     /// Addresses that a tag may be sent to [default: loopback, link-local and private ranges].
     #[arg(long, value_name = "CIDR")]
     pub tag_to: Vec<Cidr>,
+
+    /// Most bytes of a request head with its tag. A longer one is left alone, so that no tag pushes a request over a
+    /// server's limit: Tomcat's and Jetty's is 8,192 bytes, that of Node.js 16,384. Nor does any head with more than 98
+    /// fields get one.
+    #[arg(long, value_name = "BYTES", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(..=HEAD_LIMIT as i64))]
+    pub tag_max_head: u32,
 
     /// How long a path whose root has answered waits for what is still open below it.
     #[arg(long, value_name = "TIME", default_value = "200ms", value_parser = humantime::parse_duration)]
@@ -100,6 +113,11 @@ pub enum Tagging {
     On,
     /// Never.
     Off,
+}
+
+fn map_entries(text: &str) -> Result<(String, u32)> {
+    let (name, entries) = text.split_once('=').context("NAME=N")?;
+    Ok((name.to_owned(), entries.parse()?))
 }
 
 fn at_least_100ms(text: &str) -> Result<Duration> {
@@ -236,7 +254,9 @@ fn plan(args: &RunArgs, selection: &Selection, tagging: bool, verdict: bool) -> 
         roots: selection.roots.clone(),
         patterns: patterns.map(|pattern| pattern.as_str().to_owned()).collect(),
         tag_to: tagging.then_some(tag_to),
+        tag_max_head: args.output.tag_max_head,
         verdict,
+        map_entries: args.map_entries.clone(),
     })
 }
 

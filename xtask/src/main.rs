@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 
 mod command;
 mod functions;
+mod fuzz;
 mod setup;
 mod test;
 
@@ -45,6 +46,15 @@ enum Task {
         #[arg(long)]
         seed: Option<u64>,
     },
+    /// Fuzz the parsers under libFuzzer; needs a C++ compiler
+    Fuzz {
+        /// For how long, shared between the targets
+        #[arg(long, default_value_t = 10)]
+        minutes: u64,
+        /// Only this target
+        #[arg(long)]
+        target: Option<String>,
+    },
     /// Install and build what the functions of the end-to-end tests need
     #[command(hide = true)]
     Functions,
@@ -67,6 +77,7 @@ fn run(cli: Cli) -> Result<()> {
         Task::Demo { arguments } => demo(&root, &arguments),
         Task::Test { quick } => test::all(&root, quick),
         Task::Torture { minutes, seed } => test::torture(&root, minutes, seed),
+        Task::Fuzz { minutes, target } => fuzz::all(&root, minutes, target.as_deref()),
         Task::Functions => functions::prepare(&root),
     }
 }

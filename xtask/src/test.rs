@@ -40,7 +40,7 @@ pub fn all(root: &Path, quick: bool) -> Result<()> {
             test.args(["--lib", "--bins"]);
             for test_name in std::fs::read_dir(root.join("tests")).context("list the tests")?.flatten() {
                 let name = test_name.file_name().to_string_lossy().trim_end_matches(".rs").to_owned();
-                if !LONG.contains(&name.as_str()) && name != "functions" {
+                if !LONG.contains(&name.as_str()) && !["functions", "fuzz"].contains(&name.as_str()) {
                     test.args(["--test", &name]);
                 }
             }

@@ -3,11 +3,16 @@
 use aya_ebpf::{bindings::BPF_SK_STORAGE_GET_F_CREATE, helpers::generated::bpf_sk_storage_get};
 use core::{ffi::c_void, ptr};
 use tracer_ebpf::{
+    counter::Counter,
     http1::{Cursor, Flow},
     record::Wire,
 };
 
-use crate::{atomic::Atomic, maps::CONNECTIONS, pointer::Value};
+use crate::{
+    atomic::Atomic,
+    maps::{CONNECTIONS, count},
+    pointer::Value,
+};
 
 /// Which end of the connection the sandbox's socket is.
 pub mod role {
@@ -162,6 +167,10 @@ pub unsafe fn make(socket: *mut c_void) -> Option<Value<Connection>> {
             ptr::null_mut(),
             u64::from(BPF_SK_STORAGE_GET_F_CREATE),
         );
-        Value::new(value.cast::<Connection>())
+        let connection = Value::new(value.cast::<Connection>());
+        if connection.is_none() {
+            count(Counter::NotNoted);
+        }
+        connection
     }
 }

@@ -84,6 +84,9 @@ pub static RULES: PerCpuArray<u64, { Rule::ALL.len() }> = PerCpuArray::new();
 /// Whether calls are tagged at all; set by the loader.
 #[unsafe(no_mangle)]
 pub static TAGGING: Global<u32> = Global::new(0);
+/// Most bytes of a head with its tag, at most [`HEAD_LIMIT`](tracer_ebpf::http1::HEAD_LIMIT); set by the loader.
+#[unsafe(no_mangle)]
+pub static TAG_MAX_HEAD: Global<u32> = Global::new(0);
 /// 1 where enrolled sockets need the verdict program.
 #[unsafe(no_mangle)]
 pub static REPAIRED: Global<u32> = Global::new(0);

@@ -82,8 +82,12 @@ pub struct Plan {
     pub patterns: Vec<String>,
     /// Where tags may go; `None` to tag nothing.
     pub tag_to: Option<Vec<Cidr>>,
+    /// Most bytes of a request head with its tag.
+    pub tag_max_head: u32,
     /// Whether enrolled sockets need the verdict program (the self-test says).
     pub verdict: bool,
+    /// Other sizes for maps, by name.
+    pub map_entries: Vec<(String, u32)>,
 }
 
 /// The running kernel half.
@@ -124,6 +128,10 @@ impl Agent {
         }
         let repaired = u32::from(plan.verdict);
         loader.override_global("REPAIRED", &repaired, true);
+        for (name, entries) in &plan.map_entries {
+            loader.map_max_entries(name, *entries);
+        }
+        loader.override_global("TAG_MAX_HEAD", &plan.tag_max_head, true);
         loader.override_global("TAGGING", &tagging, true).override_global("PATTERN_COUNT", &count, true);
         let mut bpf = loader.load(OBJECT).context("create the maps")?;
         let mut places: Array<_, [u64; 32]> = Array::try_from(map(&mut bpf, "PATTERNS")?)?;

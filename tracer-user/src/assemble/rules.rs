@@ -260,6 +260,30 @@ fn across_namespaces_the_wire_yields_to_the_tag() {
 }
 
 #[test]
+fn a_connection_that_two_namespaces_claim_joins_nothing_by_the_wire() {
+    let mut run = Run::new();
+    let address = |last| Ipv4Addr::new(10, 0, 0, last).to_ipv6_mapped().octets();
+    let seen_in = |netns| Wire { local: address(1), remote: address(2), netns, ..wire(CLIENT, SERVER) };
+    run.call(call(1, 10, 0).tag(Tag::Off).wire(seen_in(1)));
+    run.call(call(2, 20, 0).tag(Tag::Off).wire(seen_in(2)));
+    assert_eq!(run.assembler.totals().joins.ambiguous, 1);
+    let server = Wire { local: address(2), remote: address(1), netns: 3, ..wire(SERVER, CLIENT) };
+    run.enter(invocation(3, 30).wire(server));
+    run.leave(invocation(3, 30).wire(server));
+    let lines = run.lines();
+    assert!(matches!(&lines[..], [Line::Path(path)] if matches!(path.root, Node::Invocation(_))), "{lines:?}");
+}
+
+#[test]
+fn sandboxes_beyond_the_table_are_counted() {
+    let mut run = Run::new();
+    for id in 0..=super::SANDBOXES_MAX as u64 {
+        run.record(id, Body::SandboxBorn(b"/x"));
+    }
+    assert_eq!(run.assembler.totals().sandboxes_full, 1);
+}
+
+#[test]
 fn a_tag_joins_once() {
     let mut run = Run::new();
     let (root, out) = (invocation(1, 100).wire(wire(80, 9)), call(1, 7, 100));

@@ -51,7 +51,9 @@ fn look(tcp: TcpSock) {
     let listener = (sandbox, u64::from(sock.local_port()));
     match sock.state() {
         LISTEN => {
-            let _ = LISTENERS.insert(listener, 1, 0);
+            if LISTENERS.insert(listener, 1, 0).is_err() {
+                count(Counter::ListenersFull);
+            }
         }
         ESTABLISHED => note(tcp, sandbox, LISTENERS.get_ptr(listener).is_some()),
         _ => {}

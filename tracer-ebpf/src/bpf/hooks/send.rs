@@ -18,7 +18,7 @@ use aya_ebpf::{
 };
 use tracer_ebpf::{
     counter::Counter,
-    http1::{HEAD_LIMIT, mode, tag_state},
+    http1::{FIELDS_MAX, Flow, HEAD_LIMIT, mode, tag_state},
     record::{Rule, Tag},
     traceparent::{self, LINE_LEN, PARENT_AT},
 };
@@ -27,7 +27,7 @@ use crate::{
     connection::{self, Connection},
     exchange,
     kernel::{TcpSock, Typed},
-    maps::{SOCKETS, TAGGER, TAGGING, count},
+    maps::{SOCKETS, TAG_MAX_HEAD, TAGGER, TAGGING, count},
     pointer::Value,
     scratch::{self, Scratch},
     stream::{self, Message, outcome},
@@ -215,11 +215,11 @@ fn call(
         // The other direction has to agree that an exchange begins here: while a response is still open, what looks like
         // a request may be the inside of a tunnel.
         Tag::Pipelined
-    } else if head_end > HEAD_LIMIT {
-        Tag::LongHead
     } else if forwarded {
         let at = head_end - head_len + flow.tag_at + PARENT_AT as u32;
         rewrite(message, at, scratch.start().context.span_id)
+    } else if is_long(flow, head_end) {
+        Tag::LongHead
     } else if !has_room(message) {
         Tag::NoRoom
     } else {
@@ -244,6 +244,12 @@ fn call(
     exchange::call_begins(scratch, connection, Tag::from_u8(tag as u8).unwrap_or(Tag::Refused), sender.pid);
     // SAFETY: as above.
     unsafe { (&raw const scratch.verdict).read_volatile() }
+}
+
+/// Whether a server might refuse the head because of the tag: what is left alone is not pushed over any limit.
+#[inline(always)]
+fn is_long(flow: &Flow, head_end: u32) -> bool {
+    head_end > TAG_MAX_HEAD.load().saturating_sub(LINE_LEN as u32) || flow.fields >= FIELDS_MAX
 }
 
 /// Whether the send buffer takes the message whole, tag and all.
