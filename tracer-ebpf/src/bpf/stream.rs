@@ -269,7 +269,12 @@ fn next_window<S: Source, const REQUEST: bool>(
 fn load<S: Source>(source: &S, scratch: &mut Value<Scratch>, carry: *const u8, here: u32) -> i64 {
     let carried = u64::from(scratch.carried);
     let mut kept = 0;
-    if here == 0 && carried > 0 && carried <= CARRY as u64 {
+    if here == 0 && carried != 0 {
+        // Apart from the test for zero: as one, it is made on the length less one, and the verifiers of 6.1 and 6.12 do not
+        // see what that says of the length ("R2 unbounded memory access").
+        if carried > CARRY as u64 {
+            return STOP;
+        }
         // SAFETY: the window is longer than a carry; the helper checks the source.
         let failed =
             unsafe { bpf_probe_read_kernel(scratch.window.bytes.as_mut_ptr().cast(), carried as u32, carry.cast()) };
