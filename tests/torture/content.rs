@@ -1,7 +1,6 @@
 //! Requests and responses, ordinary and strange, and what the agent may do to each.
 
 use crate::{
-    plan::without,
     random::Random,
     stream::{Site, SiteKind},
 };
@@ -268,9 +267,6 @@ pub fn stranger(random: &mut Random) -> Vec<u8> {
         b"",
     ];
     let mut bytes = beginnings[random.below(beginnings.len())].to_vec();
-    if bytes.contains(&0) && bytes.starts_with(b"GET") && without("garbage-line") {
-        bytes[0] = 0;
-    }
     if bytes.len() < 2 {
         bytes.extend_from_slice(b"\x80");
     }

@@ -12,6 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
 use crate::{
     plan::{self, Family, Place, Plan, Side},
     receiving::{End, Waiting, receive},
@@ -81,6 +83,12 @@ impl Gate {
     }
 }
 
+/// A socket for a connection to `to`, of the caller's sandbox.
+pub fn socket(to: SocketAddr) -> io::Result<OwnedFd> {
+    let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    Ok(rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
+}
+
 impl World {
     pub fn new(listeners: [TcpListener; 3], outside: Vec<OwnedFd>) -> Self {
         Self { listeners: listeners.map(Mutex::new), outside: Mutex::new(outside), idle: Mutex::default() }
@@ -99,8 +107,13 @@ impl World {
             Family::V6 => SocketAddr::from((Ipv6Addr::LOCALHOST, port)),
             Family::Mapped => SocketAddr::from((Ipv4Addr::LOCALHOST.to_ipv6_mapped(), port)),
         };
-        let client = TcpStream::connect(to)?;
-        Ok((client, listener.accept()?.0))
+        let client = socket(to)?;
+        if plan.zero_copy {
+            // Before the connection is made: a socket that has it then is left alone.
+            sys::set(client.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ZEROCOPY, 1)?;
+        }
+        rustix::net::connect(&client, &to)?;
+        Ok((client.into(), listener.accept()?.0))
     }
 
     /// Begins an invocation of the sandbox that comes with `context`.
@@ -118,7 +131,7 @@ impl World {
         let listener = self.listeners[Place::Own as usize].lock().unwrap();
         let port = listener.local_addr()?.port();
         let outside = self.outside.lock().unwrap().pop().ok_or(io::ErrorKind::NotFound)?;
-        sys::connect(outside.as_raw_fd(), SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
+        rustix::net::connect(&outside, &SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
         Ok((listener.accept()?.0, TcpStream::from(outside)))
     }
 
@@ -147,12 +160,12 @@ pub fn run(plan: &Plan, world: &World, gate: Option<&Gate>) -> Outcome {
 fn connected(plan: &Plan, world: &World, gate: Option<&Gate>, outcome: &mut Outcome) -> Result<(), String> {
     let say = |error: io::Error| format!("set up: {error}");
     let (client, server) = world.connect(plan).map_err(say)?;
+    sys::set(server.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ZEROCOPY, 1).map_err(say)?;
     for socket in [&client, &server] {
         socket.set_nodelay(plan.nodelay).map_err(say)?;
         let time = if gate.is_some() { 2 * TIME } else { TIME };
         socket.set_read_timeout(Some(time)).map_err(say)?;
         socket.set_write_timeout(Some(time)).map_err(say)?;
-        sys::set(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ZEROCOPY, 1).map_err(say)?;
         if plan.tiny_buffers {
             sys::set(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_SNDBUF, 4096).map_err(say)?;
             sys::set(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVBUF, 8192).map_err(say)?;

@@ -1,6 +1,9 @@
 //! What happens on one connection, made up from a seed before anything is sent.
 
-use std::{env, fmt};
+use std::{
+    fmt,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use crate::{
     content::{self, Answer, Forwarded, Request},
@@ -8,12 +11,9 @@ use crate::{
     stream::{Site, SiteKind, show},
 };
 
-/// Leaves a thing out that is known to be broken, so that what it hides can be seen: `FNTRACE_TORTURE_WITHOUT` is a list
-/// of `splice-read` (a client that reads with splice), `blocked-read` (a client that waits in a read while the agent
-/// attaches) and `garbage-line` (a line that ends like a request's, but has a NUL for its first space).
-pub fn without(what: &str) -> bool {
-    env::var("FNTRACE_TORTURE_WITHOUT").is_ok_and(|list| list.split(',').any(|one| one == what))
-}
+/// Whether the clients' sockets are enrolled with the verdict program that repairs FIONREAD: then what it breaks, and
+/// the operator has been told of, is left out.
+pub static REPAIRED: AtomicBool = AtomicBool::new(false);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
@@ -154,6 +154,8 @@ pub struct Plan {
     pub place: Place,
     pub nodelay: bool,
     pub tiny_buffers: bool,
+    /// The client sends with MSG_ZEROCOPY, too.
+    pub zero_copy: bool,
     /// An invocation with this context is live meanwhile.
     pub forwarded: Option<String>,
     pub turns: Vec<Turn>,
@@ -170,6 +172,7 @@ impl Plan {
             place: [Place::Outside, Place::Sandbox, Place::Own][r.below(3)],
             nodelay: r.percent(50),
             tiny_buffers: r.percent(8),
+            zero_copy: r.percent(20),
             forwarded: r.percent(20).then(|| content::context(r)),
             turns: Vec::new(),
             end: ENDS[r.below(ENDS.len())],
@@ -301,7 +304,12 @@ impl Plan {
             return;
         }
         let cork = r.percent(10);
-        let pieces = pieces(r, bytes.len(), self.tiny_buffers);
+        let mut pieces = pieces(r, bytes.len(), self.tiny_buffers);
+        for piece in pieces.iter_mut().filter(|piece| piece.way == Way::Zerocopy) {
+            if from == Side::Client && !self.zero_copy {
+                piece.way = Way::Send;
+            }
+        }
         let mut receive = RECEIVES[r.below(RECEIVES.len())];
         if self.tiny_buffers {
             receive = [Receive::Slow, Receive::Edge, Receive::Level, Receive::Plain][r.below(4)];
@@ -310,7 +318,7 @@ impl Plan {
         if receive == Receive::Fionread && waits {
             receive = Receive::Plain;
         }
-        if receive == Receive::Splice && from == Side::Server && without("splice-read") {
+        if receive == Receive::Splice && from == Side::Server && REPAIRED.load(Ordering::Relaxed) {
             receive = Receive::Plain;
         }
         let alternates = self.turns.last().is_none_or(|turn| turn.from != from);
@@ -319,7 +327,7 @@ impl Plan {
         let prompt = (self.nodelay || (alternates && (cork || more))) && !self.tiny_buffers;
         // Only a head that leaves in one piece and begins one is tagged.
         let whole = pieces.len() == 1 && matches!(pieces[0].way, Way::Write | Way::Send | Way::Sendmsg);
-        if !whole || self.tiny_buffers || bytes.len() > 60_000 {
+        if !whole || self.tiny_buffers || self.zero_copy || bytes.len() > 60_000 {
             for site in &mut sites {
                 if let SiteKind::Insert { plain } = &mut site.kind {
                     *plain = false;
@@ -332,10 +340,7 @@ impl Plan {
     /// Where the connection stands still until the agent has come: a turn and a piece.
     pub fn pause(&self) -> (usize, usize) {
         let mut random = Random::new(self.seed ^ 0x7061_7573_6500);
-        let mut turn = random.below(self.turns.len());
-        while self.turns[turn].from == Side::Server && without("blocked-read") {
-            turn -= 1; // The first turn is the client's.
-        }
+        let turn = random.below(self.turns.len());
         (turn, random.below(self.turns[turn].pieces.len()))
     }
 }
@@ -387,10 +392,10 @@ fn pieces(r: &mut Random, len: usize, tiny: bool) -> Vec<Piece> {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { seed, family, place, nodelay, tiny_buffers, forwarded, turns, end } = self;
+        let Self { seed, family, place, nodelay, tiny_buffers, zero_copy, forwarded, turns, end } = self;
         writeln!(
             f,
-            "plan {seed}: {family:?}, server {place:?}, nodelay {nodelay}, tiny buffers {tiny_buffers}, end {end:?}, \
+            "plan {seed}: {family:?}, server {place:?}, nodelay {nodelay}, tiny buffers {tiny_buffers}, zero copy {zero_copy}, end {end:?}, \
              forwarded {forwarded:?}, pause at {:?}",
             self.pause()
         )?;

@@ -182,26 +182,3 @@ pub fn write_in_child(fd: RawFd, bytes: &[u8]) -> io::Result<()> {
     check(unsafe { libc::waitpid(child as i32, &mut status, 0) } as isize)?;
     if status == 0 { Ok(()) } else { Err(io::Error::other(format!("the child ended with {status}"))) }
 }
-
-/// A TCP socket over IPv4 that is not connected yet.
-pub fn socket() -> io::Result<OwnedFd> {
-    // SAFETY: the descriptor that comes back is nobody else's.
-    unsafe {
-        let fd = libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
-        Ok(OwnedFd::from_raw_fd(check(fd as isize)? as RawFd))
-    }
-}
-
-pub fn connect(fd: RawFd, to: SocketAddr) -> io::Result<()> {
-    let SocketAddr::V4(to) = to else { panic!("an IPv4 address is needed, not {to}") };
-    let address = libc::sockaddr_in {
-        sin_family: libc::AF_INET as u16,
-        sin_port: to.port().to_be(),
-        sin_addr: libc::in_addr { s_addr: u32::from(*to.ip()).to_be() },
-        sin_zero: [0; 8],
-    };
-    // SAFETY: the address is a sockaddr_in, and its size says so.
-    let result =
-        unsafe { libc::connect(fd, (&raw const address).cast(), size_of::<libc::sockaddr_in>() as libc::socklen_t) };
-    check(result as isize).map(drop)
-}

@@ -5,6 +5,7 @@ use std::{
     collections::HashMap,
     env, fs,
     io::{BufRead as _, BufReader, Write as _},
+    net::{Ipv4Addr, SocketAddr},
     os::unix::net::UnixStream,
     path::PathBuf,
     sync::{
@@ -18,10 +19,9 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    execute::{Gate, Outcome, World, listener, run},
-    plan::{End, Plan},
+    execute::{Gate, Outcome, World, listener, run, socket},
+    plan::{End, Plan, REPAIRED},
     sending::REFUSED,
-    sys,
 };
 
 /// Where the control socket is.
@@ -59,6 +59,10 @@ pub enum Command {
         seeds: Vec<u64>,
     },
     Rest,
+    /// How the plans of the commands that follow are made.
+    Repaired {
+        repaired: bool,
+    },
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -160,6 +164,7 @@ pub fn main() {
                 let (worker, stopped) = (Arc::clone(&worker), Arc::clone(&stop));
                 churning = Some((stop, thread::spawn(move || worker.churn(&seeds, &stopped))));
             }
+            Command::Repaired { repaired } => REPAIRED.store(repaired, Ordering::Relaxed),
             Command::Rest => {
                 let (stop, thread) = churning.take().unwrap();
                 stop.store(true, Ordering::Relaxed);
@@ -178,7 +183,7 @@ fn world() -> World {
         fs::write(&procs, "0").unwrap_or_else(|error| panic!("enter {}: {error}", procs.display()));
     };
     let outside = listener();
-    let sockets = (0..OUTSIDE).map(|_| sys::socket().unwrap()).collect();
+    let sockets = (0..OUTSIDE).map(|_| socket(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap()).collect();
     enter(CGROUPS[0]);
     let sandbox = listener();
     enter(CGROUPS[1]);

@@ -221,6 +221,16 @@ const fn may_begin_method(byte: u8) -> bool {
     byte > b' ' && byte < 0x7f
 }
 
+/// Whether the eight bytes may be a method, as far as they are before a space: nothing that no text has, and no other
+/// blank.
+#[inline(always)]
+const fn may_be_method(word: u64) -> bool {
+    // The lowest bit set is exact, as in `newline`.
+    let odd = (word.wrapping_sub(0x2121_2121_2121_2121) & !word | word) & TOPS;
+    let first = (odd & odd.wrapping_neg()) >> 7;
+    (word ^ LETTERS) & first.wrapping_mul(0xff) == 0
+}
+
 #[inline(always)]
 const fn is_blank(byte: u8) -> bool {
     byte == b' ' || byte == b'\t'
@@ -399,6 +409,9 @@ impl Flow {
         }
         if available < 8 && newline(word) >= available {
             return Event::Drained;
+        }
+        if !may_be_method(word) {
+            return self.opaque();
         }
         self.method = if word << 24 == u64::from_le_bytes(*b"HEAD \0\0\0") << 24 {
             method::HEAD

@@ -189,6 +189,13 @@ fn what_is_not_http_is_opaque_at_its_first_byte() {
     for stream in [&b"\x16\x03\x01\x02\x00"[..], b"\0\0\0\x08\x04\xd2\x16\x2f", b"\x10\x0e\0\x04MQTT"] {
         assert_eq!(drive(Side::Request, &[&stream[..1]], WINDOW, 0).1, [Seen::Opaque]);
     }
+    // Or at its first eight: another blank, or what no method has, before the space.
+    for stream in [&b"GET\0/ HTTP/1.1\r\n\r\n"[..], b"GET\t/ HTTP/1.1\r\n\r\n", b"G\x80T / HTTP/1.1\r\n\r\n"] {
+        assert_eq!(whole(Side::Request, stream), [Seen::Opaque]);
+    }
+    for stream in [&b"A * HTTP/1.1\r\n\r\n"[..], b"GET /\0 HTTP/1.1\r\n\r\n", b"BASELINE-CONTROL / HTTP/1.1\r\n\r\n"] {
+        assert!(matches!(whole(Side::Request, stream)[0], Seen::Head { .. }));
+    }
 }
 
 #[test]

@@ -36,6 +36,15 @@ enum Task {
         #[arg(long)]
         quick: bool,
     },
+    /// Send random sequences of requests in every way that Linux has, without and with the agent, and compare every byte
+    Torture {
+        /// For how long, after the seeds that are always the same
+        #[arg(long, default_value_t = 60, conflicts_with = "seed")]
+        minutes: u64,
+        /// Only this one, and print its plan
+        #[arg(long)]
+        seed: Option<u64>,
+    },
     /// Install and build what the functions of the end-to-end tests need
     #[command(hide = true)]
     Functions,
@@ -57,6 +66,7 @@ fn run(cli: Cli) -> Result<()> {
         Task::Setup => setup::prepare(),
         Task::Demo { arguments } => demo(&root, &arguments),
         Task::Test { quick } => test::all(&root, quick),
+        Task::Torture { minutes, seed } => test::torture(&root, minutes, seed),
         Task::Functions => functions::prepare(&root),
     }
 }

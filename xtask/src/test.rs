@@ -50,6 +50,18 @@ pub fn all(root: &Path, quick: bool) -> Result<()> {
     steps.report()
 }
 
+/// Runs the torture test for longer than [`all`] does, or a single seed of it.
+pub fn torture(root: &Path, minutes: u64, seed: Option<u64>) -> Result<()> {
+    setup::prepare()?;
+    let mut test = cargo(root);
+    test.args(["test", "--package", "tracer-user", "--test", "torture", "--", "--nocapture"]);
+    match seed {
+        Some(seed) => test.env("FNTRACE_TORTURE_SEED", seed.to_string()),
+        None => test.env("FNTRACE_TORTURE_MINUTES", minutes.to_string()),
+    };
+    run_loud(&mut test)
+}
+
 /// aya-ebpf exports a memcpy that would take the place of libc's.
 fn host_is_free_of_aya_ebpf(root: &Path) -> Result<()> {
     let tree = cargo(root)

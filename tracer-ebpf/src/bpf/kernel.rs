@@ -26,6 +26,10 @@ offsets! {
     OFF_SOCK_SNDBUF;
     /// sock.sk_lock.owned
     OFF_SOCK_OWNED;
+    /// sock_common.skc_flags
+    OFF_SKC_FLAGS;
+    /// SOCK_ZEROCOPY of `enum sock_flags`: the number of a bit
+    BIT_SOCK_ZEROCOPY;
     /// sock_common.skc_family
     OFF_SKC_FAMILY;
     /// sock_common.skc_state
@@ -139,6 +143,12 @@ impl Sock {
         i64::from(self.0.get::<i32>(&OFF_SOCK_SNDBUF)) - i64::from(self.0.get::<i32>(&OFF_SOCK_WMEM_QUEUED))
     }
 
+    /// Whether SO_ZEROCOPY is set.
+    #[inline(always)]
+    pub fn sends_zero_copy(self) -> bool {
+        self.0.get::<u64>(&OFF_SKC_FLAGS) >> (BIT_SOCK_ZEROCOPY.load() & 63) & 1 != 0
+    }
+
     /// Whether a process holds the socket. If a packet leaves meanwhile, it is that process that runs: softirq leaves a
     /// socket alone that is held (net/ipv4/tcp_output.c, tcp_tsq_handler; tcp_timer.c, tcp_write_timer).
     #[inline(always)]
@@ -208,10 +218,16 @@ impl TcpSock {
         i64::from(most) - i64::from(self.write_next().wrapping_sub(self.0.get::<u32>(&OFF_TCP_SND_NXT)))
     }
 
-    /// Whether this is a subflow of MPTCP, which brings its bytes past the send hook and must not be in a sockhash
-    /// (net/mptcp/protocol.c, mptcp_sendmsg_frag).
+    /// Whether the socket bears being in a sockhash. A subflow of MPTCP brings its bytes past the send hook
+    /// (net/mptcp/protocol.c, mptcp_sendmsg_frag). One with SO_ZEROCOPY would report each piece of a message as a message
+    /// sent (net/ipv4/tcp_bpf.c, tcp_bpf_push passes MSG_ZEROCOPY on with each).
     #[inline(always)]
-    pub fn is_mptcp(self) -> bool {
+    pub fn may_enrol(self) -> bool {
+        !self.is_mptcp() && !self.sock().sends_zero_copy()
+    }
+
+    #[inline(always)]
+    fn is_mptcp(self) -> bool {
         OFF_TCP_IS_MPTCP.load() != u32::MAX && self.0.get::<u8>(&OFF_TCP_IS_MPTCP) != 0
     }
 }

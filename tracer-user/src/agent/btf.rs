@@ -6,7 +6,7 @@
 use anyhow::{Context as _, Result, bail, ensure};
 
 /// A field that the kernel half reads: the global that takes its offset, the structure, the path to the field, and the
-/// width in bytes with which it is read.
+/// width in bytes with which it is read. Or, with a width of 0, an enumerator: the global takes its value.
 pub struct Wanted {
     /// Name of the `Global<u32>` in the object.
     pub global: &'static str,
@@ -24,6 +24,10 @@ const fn want(global: &'static str, structure: &'static str, path: &'static [&'s
     Wanted { global, structure, path, width, optional: false }
 }
 
+const fn enumerator(global: &'static str, of: &'static str, path: &'static [&'static str]) -> Wanted {
+    want(global, of, path, 0)
+}
+
 const fn optional(global: &'static str, structure: &'static str, path: &'static [&'static str], width: u32) -> Wanted {
     Wanted { global, structure, path, width, optional: true }
 }
@@ -35,6 +39,8 @@ pub const WANTED: &[Wanted] = &[
     want("OFF_SOCK_WMEM_QUEUED", "sock", &["sk_wmem_queued"], 4),
     want("OFF_SOCK_SNDBUF", "sock", &["sk_sndbuf"], 4),
     want("OFF_SOCK_OWNED", "sock", &["sk_lock", "owned"], 4),
+    want("OFF_SKC_FLAGS", "sock_common", &["skc_flags"], 8),
+    enumerator("BIT_SOCK_ZEROCOPY", "sock_flags", &["SOCK_ZEROCOPY"]),
     want("OFF_SKC_FAMILY", "sock_common", &["skc_family"], 2),
     want("OFF_SKC_STATE", "sock_common", &["skc_state"], 1),
     want("OFF_SKC_NUM", "sock_common", &["skc_num"], 2),
@@ -70,7 +76,8 @@ pub const WANTED: &[Wanted] = &[
 /// Malformed BTF, or a field that this kernel does not have; the message names it.
 pub fn resolve(btf: &[u8]) -> Result<Vec<u32>> {
     let types = Types::parse(btf).context("the kernel's BTF is malformed")?;
-    let offset = |wanted: &Wanted| match types.offset(wanted) {
+    let find = |wanted: &Wanted| if wanted.width == 0 { types.enumerator(wanted) } else { types.offset(wanted) };
+    let offset = |wanted: &Wanted| match find(wanted) {
         Err(_) if wanted.optional => Ok(ABSENT),
         found => found.with_context(|| {
             format!("this kernel has no {}.{} that the agent understands", wanted.structure, wanted.path.join("."))
@@ -201,6 +208,17 @@ impl<'a> Types<'a> {
         Ok(bits / 8)
     }
 
+    fn enumerator(&self, wanted: &Wanted) -> Result<u32> {
+        let is_it = |found: &&Type<'_>| found.kind == kind::ENUM && self.is_named(found.name, wanted.structure);
+        let of = self.types.iter().find(is_it).context("no such enum")?;
+        for one in of.rest.chunks_exact(8) {
+            if wanted.path.iter().any(|name| word(one, 0).is_ok_and(|found| self.is_named(found, name))) {
+                return word(one, 4);
+            }
+        }
+        bail!("no such enumerator")
+    }
+
     /// Bit offset and type of a member, also of one in an anonymous struct or union.
     fn member(&self, of: Type<'a>, name: &str, depth: u32) -> Result<Option<(u32, Type<'a>)>> {
         ensure!(depth < 16, "anonymous members without end");
@@ -230,7 +248,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A tiny BTF with a structure `s { int a; union { long b; }; int c:3; }`.
+    /// A tiny BTF with a structure `s { int a; union { long b; }; int c:3; }` and an `enum s { a, b = 7 }`.
     fn blob() -> Vec<u8> {
         let strings = b"\0int\0long\0s\0a\0b\0c\0";
         let mut types = Vec::new();
@@ -239,6 +257,7 @@ mod tests {
         put(&[5, kind::INT << 24, 8, 64]);
         put(&[0, kind::UNION << 24 | 1, 8, 14, 2, 0]);
         put(&[10, kind::STRUCT << 24 | 3 | 1 << 31, 24, 12, 1, 0, 0, 3, 64, 16, 1, 3 << 24 | 128]);
+        put(&[10, kind::ENUM << 24 | 2, 4, 12, 0, 14, 7]);
         let mut out = 0xeb9fu16.to_ne_bytes().to_vec();
         out.extend_from_slice(&[1, 0]);
         for word in [24, 0, types.len() as u32, types.len() as u32, strings.len() as u32] {
@@ -259,6 +278,8 @@ mod tests {
         assert!(types.offset(&want("", "s", &["c"], 4)).is_err(), "bitfield");
         assert!(types.offset(&want("", "s", &["d"], 4)).is_err());
         assert!(types.offset(&want("", "t", &["a"], 4)).is_err());
+        assert_eq!(types.enumerator(&enumerator("", "s", &["b"])).unwrap(), 7);
+        assert!(types.enumerator(&enumerator("", "s", &["c"])).is_err());
     }
 
     #[test]

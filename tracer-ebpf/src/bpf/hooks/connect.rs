@@ -108,7 +108,7 @@ fn connected(context: &SockOpsContext) {
     tcp.sock().wire(&mut connection.wire);
     connection.response.sequence = tcp.receive_next();
     connection.may_tag = may_tag(&connection.wire.remote) as u8;
-    if TAGGING.load() == 0 || connection.may_tag == 0 || tcp.is_mptcp() {
+    if TAGGING.load() == 0 || connection.may_tag == 0 || !tcp.may_enrol() {
         return;
     }
     enrol(context.ops, &mut connection);

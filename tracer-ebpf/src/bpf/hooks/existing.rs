@@ -86,7 +86,7 @@ fn note(tcp: TcpSock, sandbox: u64, is_server: bool) {
     connection.response.sequence = read;
     connection.may_tag = may_tag(&connection.wire.remote) as u8;
     // Somebody may be waiting in a read, and the verdict program would put what comes where that read does not look.
-    if TAGGING.load() != 0 && REPAIRED.load() == 0 && connection.may_tag == 1 && !tcp.is_mptcp() {
+    if TAGGING.load() != 0 && REPAIRED.load() == 0 && connection.may_tag == 1 && tcp.may_enrol() {
         let key = connection.cookie;
         // SAFETY: a sockhash, a key on the stack and a full socket.
         let failed =
