@@ -11,8 +11,11 @@ use crate::{
     stream::{Site, SiteKind, show},
 };
 
-/// Whether the clients' sockets are enrolled with the verdict program that repairs FIONREAD: then what it breaks, and
-/// the operator has been told of, is left out.
+/// Whether the clients' sockets are enrolled. Then the kernel refuses io_uring's zero-copy sends (include/net/sock.h,
+/// sock_replace_proto, Linux 6.18), and programs send as they do where it never had them.
+pub static ENROLLED: AtomicBool = AtomicBool::new(false);
+/// Whether they are so with the verdict program that repairs FIONREAD: then what it breaks, and the operator has been
+/// told of, is left out.
 pub static REPAIRED: AtomicBool = AtomicBool::new(false);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +99,17 @@ const RECEIVES: [Receive; 11] = [
 pub struct Piece {
     pub way: Way,
     pub len: usize,
+}
+
+impl Piece {
+    /// Whether the kernel gets all of it at once.
+    fn is_one_message(&self) -> bool {
+        match self.way {
+            Way::Sendmmsg | Way::Nonblocking => false,
+            Way::Splice | Way::Vmsplice => self.len <= 60_000,
+            _ => true,
+        }
+    }
 }
 
 /// One side sends, the other receives all of it.
@@ -305,10 +319,12 @@ impl Plan {
         }
         let cork = r.percent(10);
         let mut pieces = pieces(r, bytes.len(), self.tiny_buffers);
-        for piece in pieces.iter_mut().filter(|piece| piece.way == Way::Zerocopy) {
-            if from == Side::Client && !self.zero_copy {
-                piece.way = Way::Send;
-            }
+        for piece in pieces.iter_mut().filter(|_| from == Side::Client) {
+            piece.way = match piece.way {
+                Way::Zerocopy if !self.zero_copy => Way::Send,
+                Way::UringZerocopy if ENROLLED.load(Ordering::Relaxed) => Way::Uring,
+                way => way,
+            };
         }
         let mut receive = RECEIVES[r.below(RECEIVES.len())];
         if self.tiny_buffers {
@@ -322,8 +338,9 @@ impl Plan {
             receive = Receive::Plain;
         }
         let alternates = self.turns.last().is_none_or(|turn| turn.from != from);
-        let (_, but_last) = pieces.split_last().unwrap();
-        let more = but_last.iter().all(|piece| matches!(piece.way, Way::SendMore | Way::SendmsgMore));
+        let (last, but_last) = pieces.split_last().unwrap();
+        let more =
+            but_last.iter().all(|piece| matches!(piece.way, Way::SendMore | Way::SendmsgMore)) && last.is_one_message();
         let prompt = (self.nodelay || (alternates && (cork || more))) && !self.tiny_buffers;
         // Only a head that leaves in one piece and begins one is tagged.
         let whole = pieces.len() == 1 && matches!(pieces[0].way, Way::Write | Way::Send | Way::Sendmsg);

@@ -4,10 +4,7 @@ use std::{
     io::{self, ErrorKind, IoSlice, Write as _},
     net::TcpStream,
     os::fd::{AsRawFd as _, RawFd},
-    sync::{
-        Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Mutex,
     thread,
     time::{Duration, Instant},
 };
@@ -18,9 +15,6 @@ use crate::{
     plan::{Piece, Turn, Way},
     ring, sys,
 };
-
-/// How many io_uring zero-copy sends the kernel refused.
-pub static REFUSED: AtomicUsize = AtomicUsize::new(0);
 
 /// How long a send buffer may stay full.
 const FULL: Duration = Duration::from_secs(8);
@@ -96,16 +90,7 @@ fn other(socket: &TcpStream, piece: Piece, bytes: &[u8]) -> io::Result<()> {
         Way::Fork => sys::write_in_child(fd, bytes),
         Way::Uring => uring(bytes, |rest| opcode::Send::new(Fd(fd), rest.as_ptr(), rest.len() as u32).build()),
         Way::UringZerocopy | Way::Zerocopy => {
-            let sent = uring(bytes, |rest| opcode::SendZc::new(Fd(fd), rest.as_ptr(), rest.len() as u32).build());
-            // Known: the kernel takes the ability from a socket when it enters a sockhash (include/net/sock.h,
-            // sock_replace_proto, Linux 6.18) and nothing gives it back. Counted, and sent as programs would then.
-            match sent {
-                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                    REFUSED.fetch_add(1, Ordering::Relaxed);
-                    whole(sys::send(fd, bytes, 0)?, bytes)
-                }
-                sent => sent,
-            }
+            uring(bytes, |rest| opcode::SendZc::new(Fd(fd), rest.as_ptr(), rest.len() as u32).build())
         }
     }
 }

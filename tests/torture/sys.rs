@@ -4,7 +4,6 @@ use std::{
     fs::File,
     io::{self, IoSlice, Write as _},
     mem::{size_of, zeroed},
-    net::SocketAddr,
     os::fd::{AsRawFd, FromRawFd as _, OwnedFd, RawFd},
     ptr::null_mut,
     time::Duration,

@@ -20,8 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     execute::{Gate, Outcome, World, listener, run, socket},
-    plan::{End, Plan, REPAIRED},
-    sending::REFUSED,
+    plan::{ENROLLED, End, Plan, REPAIRED},
 };
 
 /// Where the control socket is.
@@ -60,7 +59,8 @@ pub enum Command {
     },
     Rest,
     /// How the plans of the commands that follow are made.
-    Repaired {
+    Ways {
+        enrolled: bool,
         repaired: bool,
     },
 }
@@ -79,9 +79,8 @@ pub struct Report {
     pub slow: usize,
     pub slow_before: usize,
     pub worst_ms: u64,
-    /// Known differences, see `compare`.
+    /// A known difference, see `compare`.
     pub not_reset: usize,
-    pub zerocopy_refused: usize,
     pub failures: Vec<Failure>,
     /// Seeds and turns that took long, with the agent: that took longer than without, each time they were tried.
     pub stalls: Vec<(u64, usize)>,
@@ -106,7 +105,6 @@ impl Report {
         self.slow_before += other.slow_before;
         self.worst_ms = self.worst_ms.max(other.worst_ms);
         self.not_reset += other.not_reset;
-        self.zerocopy_refused += other.zerocopy_refused;
         self.failures.extend(other.failures);
         self.stalls.extend(other.stalls);
     }
@@ -164,14 +162,16 @@ pub fn main() {
                 let (worker, stopped) = (Arc::clone(&worker), Arc::clone(&stop));
                 churning = Some((stop, thread::spawn(move || worker.churn(&seeds, &stopped))));
             }
-            Command::Repaired { repaired } => REPAIRED.store(repaired, Ordering::Relaxed),
+            Command::Ways { enrolled, repaired } => {
+                ENROLLED.store(enrolled, Ordering::Relaxed);
+                REPAIRED.store(repaired, Ordering::Relaxed);
+            }
             Command::Rest => {
                 let (stop, thread) = churning.take().unwrap();
                 stop.store(true, Ordering::Relaxed);
                 report = thread.join().unwrap();
             }
         }
-        report.zerocopy_refused = REFUSED.swap(0, Ordering::Relaxed);
         writeln!(answers, "{}", serde_json::to_string(&report).unwrap()).unwrap();
     }
 }

@@ -34,8 +34,8 @@ use crate::{
     stream::{self, Message, outcome},
 };
 
-/// Messages up to this long are made linear, so that they leave in one piece as they would have without us; longer ones
-/// fill segments anyway.
+/// So much of a message is made linear, so that it leaves in one piece as it would have without us. No segment is longer
+/// (loopback's maximum is 65,483 bytes): what follows a full one, and does not fill another, waits for nothing.
 const LINEAR_MAX: u32 = 64 * 1024;
 
 /// What the sockets hold, for as long as they are open; the agent may be gone before them.
@@ -49,8 +49,9 @@ pub fn fn_send(context: SkMsgContext) -> u32 {
     let whole = size(context.msg);
     // Two pieces become two segments, and the second waits for the first one's acknowledgement (Nagle): where the
     // message happens to lie across two pages, too.
-    if whole <= LINEAR_MAX && linear(context.msg) < whole {
-        let _ = pull(context.msg, whole);
+    let first = if whole > LINEAR_MAX { LINEAR_MAX } else { whole };
+    if linear(context.msg) < first {
+        let _ = pull(context.msg, first);
     }
     // SAFETY: the array holds a program of this type, or none; then the call comes back.
     unsafe { TAGGER.tail_call(&context, 0) };
