@@ -10,6 +10,7 @@
 
 mod agent;
 mod bytes;
+mod capabilities;
 mod client;
 mod demo;
 mod functions;
@@ -18,5 +19,7 @@ mod hostile;
 mod life;
 mod paths;
 mod sandbox;
+#[allow(dead_code, reason = "the checks in virtual machines use more of it")]
+mod shop;
 mod trust;
 mod truth;
