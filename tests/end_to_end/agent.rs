@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead as _, BufReader},
     process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Output, Stdio},
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::{Arc, Condvar, Mutex, OnceLock, PoisonError},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -75,6 +75,21 @@ pub fn fntrace_ends(command: &mut Command) -> Output {
         panic!("{command:?} does not end by itself; stderr:\n{}", String::from_utf8_lossy(&output.stderr));
     }
     child.wait_with_output().unwrap()
+}
+
+/// Whether enrolled sockets need a repair on this host's kernel that breaks some ways of reading.
+pub fn repairs() -> bool {
+    static VERDICT: OnceLock<String> = OnceLock::new();
+    let verdict = VERDICT.get_or_init(|| {
+        let output = fntrace_ends(fntrace().args(["doctor", "--json"]));
+        let report: Value = serde_json::from_slice(&output.stdout).expect("what doctor --json says");
+        report["verdict"].as_str().unwrap_or_default().to_owned()
+    });
+    match verdict.as_str() {
+        "tags" => false,
+        "tags_if_told" => true,
+        verdict => panic!("the agent cannot tag here: {verdict}"),
+    }
 }
 
 impl Agent {

@@ -21,5 +21,6 @@ mod paths;
 mod sandbox;
 #[allow(dead_code, reason = "the checks in virtual machines use more of it")]
 mod shop;
+mod strangers;
 mod trust;
 mod truth;

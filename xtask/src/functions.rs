@@ -34,6 +34,17 @@ fn machine() -> Result<()> {
             missing.push(package);
         }
     }
+    // Servers and clients of what is not HTTP/1.
+    for (program, package) in
+        [("redis-server", "redis-server"), ("psql", "postgresql-client"), ("curl", "curl"), ("openssl", "openssl")]
+    {
+        if find(program).is_none() {
+            missing.push(package);
+        }
+    }
+    if !Path::new("/usr/lib/postgresql").exists() {
+        missing.push("postgresql");
+    }
     if missing.is_empty() {
         return Ok(());
     }
