@@ -54,6 +54,18 @@ pub fn fntrace() -> Command {
     Command::new(env!("CARGO_BIN_EXE_fntrace"))
 }
 
+/// `fntrace run` on what `--cgroup` is given.
+pub fn run(cgroup: &str, arguments: &[&str]) -> Command {
+    let mut command = fntrace();
+    command.args(["run", "--cgroup", cgroup, "--format", "ndjson", "--settle", "200ms"]);
+    if !arguments.contains(&"--tag") {
+        // The functions read by no way that a repaired socket breaks.
+        command.args(["--tag", "on"]);
+    }
+    command.args(arguments);
+    command
+}
+
 /// Runs `fntrace` to its end, which has to come soon.
 pub fn fntrace_ends(command: &mut Command) -> Output {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -92,7 +104,12 @@ impl Agent {
 
     /// On what `--cgroup` is given: a path, or a pattern.
     pub fn start_on(cgroup: &str, arguments: &[&str]) -> Self {
-        let mut agent = Self::spawn(cgroup, arguments);
+        Self::start_command(run(cgroup, arguments))
+    }
+
+    /// What [`run`] made, as another user, say.
+    pub fn start_command(command: Command) -> Self {
+        let mut agent = Self::spawn(command);
         let stdout = agent.child.stdout.take().unwrap();
         agent.stdout = Some(agent.read_stdout(stdout));
         agent
@@ -100,19 +117,12 @@ impl Agent {
 
     /// The same, but standard output is the caller's to read or to close.
     pub fn start_piped(slice: &Slice, arguments: &[&str]) -> (Self, ChildStdout) {
-        let mut agent = Self::spawn(&slice.argument(), arguments);
+        let mut agent = Self::spawn(run(&slice.argument(), arguments));
         let stdout = agent.child.stdout.take().unwrap();
         (agent, stdout)
     }
 
-    fn spawn(cgroup: &str, arguments: &[&str]) -> Self {
-        let mut command = fntrace();
-        command.args(["run", "--cgroup", cgroup, "--format", "ndjson", "--settle", "200ms"]);
-        if !arguments.contains(&"--tag") {
-            // The functions read by no way that a repaired socket breaks.
-            command.args(["--tag", "on"]);
-        }
-        command.args(arguments);
+    fn spawn(mut command: Command) -> Self {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let output = Arc::new(Shared::default());
         let stderr = Some(read_stderr(child.stderr.take().unwrap(), Arc::clone(&output)));

@@ -10,6 +10,7 @@
 
 mod agent;
 mod bytes;
+mod capabilities;
 mod client;
 mod counters;
 mod demo;
@@ -20,6 +21,8 @@ mod hostile;
 mod life;
 mod paths;
 mod sandbox;
+#[allow(dead_code, reason = "the checks in virtual machines use more of it")]
+mod shop;
 mod strangers;
 mod trust;
 mod truth;

@@ -614,13 +614,13 @@ impl Flow {
 
     #[inline(always)]
     fn read_length<W: Window + ?Sized>(&mut self, window: &W, at: u32, len: u32) {
-        // 15 digits are a petabyte. Two words, right-aligned by shifting zeros in from below.
+        // 15 digits are a petabyte. The last eight are a word, those before them another, with zeros shifted in from below.
         let (value, bad) = match len {
             1..=8 => decimal(window.word(at), len),
             9..=15 => {
-                let (high, bad_high) = decimal(window.word(at), 8);
-                let (low, bad_low) = decimal(window.word(at + 8), len - 8);
-                (high * POWERS[(len - 8) as usize & 7] + low, bad_high | bad_low)
+                let (high, bad_high) = decimal(window.word(at), len - 8);
+                let (low, bad_low) = decimal(window.word(at + len - 8), 8);
+                (high * 100_000_000 + low, bad_high | bad_low)
             }
             _ => (0, true),
         };
@@ -806,8 +806,6 @@ impl Flow {
         Event::Step
     }
 }
-
-const POWERS: [u64; 8] = [1, 10, 100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000];
 
 /// The number that the first `len` (1–8) digits of `word` spell, and whether one of them is no digit.
 #[inline(always)]

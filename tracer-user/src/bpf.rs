@@ -155,11 +155,20 @@ pub(crate) fn count_and_answer(counter: BorrowedFd<'_>, kept: BorrowedFd<'_>, va
     ]
 }
 
-/// `helper()` with whatever is in the registers, then `return 0`: the verifier looks up the helper before anything else.
-pub(crate) const fn call(helper: i32) -> [Instruction; 3] {
+/// Calls a helper that reads kernel memory, `helper(stack, 8, 0)`, then `return 0`.
+pub(crate) const fn read_by(helper: i32) -> [Instruction; 7] {
     let [set, exit] = answer(0);
-    // BPF_JMP | BPF_CALL
-    [instruction(0x85, 0, 0, 0, helper), set, exit]
+    [
+        // BPF_ALU64 | BPF_MOV | BPF_X, then BPF_ADD | BPF_K: eight bytes of stack.
+        instruction(0xbf, 1, 10, 0, 0),
+        instruction(0x07, 1, 0, 0, -8),
+        instruction(0xb7, 2, 0, 0, 8),
+        instruction(0xb7, 3, 0, 0, 0),
+        // BPF_JMP | BPF_CALL
+        instruction(0x85, 0, 0, 0, helper),
+        set,
+        exit,
+    ]
 }
 
 #[repr(C)]

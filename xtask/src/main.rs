@@ -13,6 +13,7 @@ mod functions;
 mod fuzz;
 mod setup;
 mod test;
+mod vm;
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "Set up, build, demo, test")]
@@ -36,6 +37,10 @@ enum Task {
         /// Leave out what runs longer than a minute: for a quick look between two edits
         #[arg(long)]
         quick: bool,
+        /// Only, and instead of all else: boot Debian's kernels (5.10, 6.1, 6.12 and the newest of its backports) in QEMU,
+        /// and run the agent on each. Needs Debian or its kin, and the network once; takes some minutes
+        #[arg(long, conflicts_with = "quick")]
+        vm: bool,
     },
     /// Send random sequences of requests in every way that Linux has, without and with the agent, and compare every byte
     Torture {
@@ -75,7 +80,8 @@ fn run(cli: Cli) -> Result<()> {
     match cli.task {
         Task::Setup => setup::prepare(),
         Task::Demo { arguments } => demo(&root, &arguments),
-        Task::Test { quick } => test::all(&root, quick),
+        Task::Test { vm: true, .. } => vm::test(&root),
+        Task::Test { quick, .. } => test::all(&root, quick),
         Task::Torture { minutes, seed } => test::torture(&root, minutes, seed),
         Task::Fuzz { minutes, target } => fuzz::all(&root, minutes, target.as_deref()),
         Task::Functions => functions::prepare(&root),

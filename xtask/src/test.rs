@@ -13,6 +13,9 @@ use crate::{
     functions, setup,
 };
 
+/// What lies beside the tests and is none that runs here.
+const OTHER: [&str; 3] = ["functions", "fuzz", "vm"];
+
 /// Tests that run longer than a minute, left out by `--quick`.
 const LONG: [&str; 2] = ["end_to_end", "torture"];
 
@@ -40,7 +43,7 @@ pub fn all(root: &Path, quick: bool) -> Result<()> {
             test.args(["--lib", "--bins"]);
             for test_name in std::fs::read_dir(root.join("tests")).context("list the tests")?.flatten() {
                 let name = test_name.file_name().to_string_lossy().trim_end_matches(".rs").to_owned();
-                if !LONG.contains(&name.as_str()) && !["functions", "fuzz"].contains(&name.as_str()) {
+                if !LONG.contains(&name.as_str()) && !OTHER.contains(&name.as_str()) {
                     test.args(["--test", &name]);
                 }
             }

@@ -104,16 +104,30 @@ impl Parent {
     /// what it says of itself is compared after it was copied.
     #[inline(always)]
     fn is(&mut self, rule: Rule, found: &Value<Invocation>, span: u64, sandbox: u64) -> bool {
-        self.context = found.context;
+        copy(&mut self.context, &found.context);
         // SAFETY: fields of a map value.
         let (own, of) =
             unsafe { (read_volatile(&raw const found.context.span_id), read_volatile(&raw const found.sandbox)) };
         if own != span || self.context.span_id != span || of != sandbox {
-            self.context = Self::NOBODY.context;
+            copy(&mut self.context, &Self::NOBODY.context);
             return false;
         }
         self.rule = rule as u32;
         true
+    }
+}
+
+/// Copies a context word by word. An assignment becomes a call of memmove, whose frame is one too many below [`decide`]:
+/// up to 6.7 the kernel rounds each up to 32 bytes ("combined stack size of 4 calls is 544. Too large").
+#[inline(always)]
+fn copy(to: &mut Context, from: &Context) {
+    const WORDS: usize = size_of::<Context>() / size_of::<u64>();
+    let (to, from) = (ptr::from_mut(to).cast::<u64>(), ptr::from_ref(from).cast::<u64>());
+    let mut i = 0;
+    while i < WORDS {
+        // SAFETY: within both, which are as aligned as their words and have no padding that is not a field.
+        unsafe { to.add(i).write_volatile(from.add(i).read_volatile()) };
+        i += 1;
     }
 }
 
@@ -241,10 +255,12 @@ pub fn exits(task: Task) {
 #[inline(always)]
 pub fn attribute(parent: &mut Parent, sandbox_id: u64, task: Task, carried: Option<&Context>) {
     let carried = carried.map_or(ptr::null(), ptr::from_ref);
+    *parent = Parent::NOBODY;
     decide(parent, sandbox_id, task.tid, task.pid, carried);
 }
 
-/// A function of its own, for the verifier: what follows a call is then looked at once, and not once for each rule.
+/// Overwrites [`Parent::NOBODY`]. A function of its own, for the verifier: what follows a call is then looked at once, and
+/// not once for each rule.
 #[inline(never)]
 extern "C" fn decide(parent: *mut Parent, sandbox_id: u64, tid: u32, pid: u32, carried: *const Context) -> u32 {
     let task = Task { tid, pid };
@@ -258,7 +274,6 @@ extern "C" fn decide(parent: *mut Parent, sandbox_id: u64, tid: u32, pid: u32, c
 
 #[inline(always)]
 fn decide_for(parent: &mut Parent, sandbox_id: u64, task: Task, carried: Option<&Context>) {
-    *parent = Parent::NOBODY;
     let Some(sandbox) = sandbox(sandbox_id) else { return };
     let live = sandbox.live.load() as u32;
     parent.live = live;

@@ -13,7 +13,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 
-use crate::{packet::Payload, pointer::Value, stream::Source};
+use crate::{bound::clamp, packet::Payload, pointer::Value, stream::Source};
 
 /// Most bytes that are kept: a whole head. Of a body behind it the length is enough.
 const KEPT_MAX: usize = 16 * 1024;
@@ -45,14 +45,10 @@ fn slot() -> Option<Value<Early>> {
 pub fn keep(packet: *mut __sk_buff, payload: &Payload) {
     let Some(mut early) = slot() else { return };
     early.len = 0;
-    early.kept = payload.len;
-    // By way of memory, so that the compiler leaves both bounds where the verifier sees them ("invalid zero-sized read").
-    // SAFETY: a field of a map value.
-    let len = u64::from(unsafe { (&raw const early.kept).read_volatile() });
-    let len = if len > KEPT_MAX as u64 { KEPT_MAX as u64 } else { len };
-    if len == 0 {
+    if payload.len == 0 {
         return;
     }
+    let len = clamp::<1, { KEPT_MAX as i32 }>(u64::from(payload.len));
     // SAFETY: the buffer is as long as `len` may be; the helper checks the rest.
     let failed = unsafe { bpf_skb_load_bytes(packet.cast(), payload.at, early.bytes.as_mut_ptr().cast(), len as u32) };
     if failed == 0 {

@@ -10,6 +10,7 @@
 
 mod atomic;
 mod attribution;
+mod bound;
 mod connection;
 mod early;
 mod exchange;

@@ -20,6 +20,7 @@ use tracer_ebpf::{
 use crate::{
     atomic::Atomic,
     attribution::{Invocation, Parent},
+    bound::clamp,
     maps::{RECORDS, count},
     pointer::Value,
 };
@@ -161,11 +162,11 @@ impl Scratch {
     /// Copies up to [`HEAD_MAX`] bytes from kernel memory into the record's tail.
     #[inline(always)]
     pub fn set_tail(&mut self, from: *const u8, len: u64) {
-        let len = if len > HEAD_MAX as u64 { HEAD_MAX as u64 } else { len };
         self.header.tail_len = 0;
         if len == 0 {
             return;
         }
+        let len = clamp::<1, { HEAD_MAX as i32 }>(len);
         // SAFETY: the tail is as long as `len` may be; the helper checks the source.
         let failed = unsafe { bpf_probe_read_kernel(self.tail.as_mut_ptr().cast(), len as u32, from.cast()) };
         if failed == 0 {

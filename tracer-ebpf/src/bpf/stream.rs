@@ -12,6 +12,7 @@ use tracer_ebpf::{
 };
 
 use crate::{
+    bound::clamp,
     connection::{Connection, Direction, FIRST_MAX, role},
     exchange, kernel,
     maps::count,
@@ -269,7 +270,8 @@ fn next_window<S: Source, const REQUEST: bool>(
 fn load<S: Source>(source: &S, scratch: &mut Value<Scratch>, carry: *const u8, here: u32) -> i64 {
     let carried = u64::from(scratch.carried);
     let mut kept = 0;
-    if here == 0 && carried > 0 && carried <= CARRY as u64 {
+    if here == 0 && carried != 0 {
+        let carried = clamp::<1, { CARRY as i32 }>(carried);
         // SAFETY: the window is longer than a carry; the helper checks the source.
         let failed =
             unsafe { bpf_probe_read_kernel(scratch.window.bytes.as_mut_ptr().cast(), carried as u32, carry.cast()) };
@@ -280,10 +282,10 @@ fn load<S: Source>(source: &S, scratch: &mut Value<Scratch>, carry: *const u8, h
     }
     let from = scratch.payload_at + (here + kept as u32).wrapping_sub(scratch.carried);
     let left = u64::from(scratch.stream_len) - u64::from(here) - kept;
-    let len = if left > u64::from(WINDOW) { u64::from(WINDOW) } else { left };
-    if len == 0 || len > u64::from(WINDOW) {
+    if left == 0 {
         return STOP;
     }
+    let len = clamp::<1, { WINDOW as i32 }>(left);
     // SAFETY: at most 128 carried bytes and 1,024 more, in a buffer of 2,048.
     let loaded =
         unsafe { source.load(from, scratch.window.bytes.as_mut_ptr().add(kept as usize & (CARRY * 2 - 1)), len) };

@@ -81,17 +81,9 @@ pub(super) fn read_kernel(types: &Result<Types, String>) -> Result<(), String> {
     const HELPER: i32 = 113;
     let types = types.as_ref().map_err(Clone::clone)?;
     let id = types.id(TRACEPOINTS[0].1, BtfKind::Typedef)?;
-    match bpf::program_load(BPF_PROG_TYPE_TRACING, BPF_TRACE_RAW_TP, id, &bpf::call(HELPER)) {
-        Ok(_) => Ok(()),
-        Err(error) => {
-            let text = error.to_string();
-            // The verifier looks up the helper before it looks at the arguments, which are none here. Up to 6.8 it says
-            // "unknown func", then "program of this type cannot use helper".
-            let helper_refused = text.contains("unknown func") || text.contains("cannot use helper");
-            // Its complaint about an argument means that the helper itself may be used.
-            if helper_refused || !text.contains("R1") { Err(text) } else { Ok(()) }
-        }
-    }
+    bpf::program_load(BPF_PROG_TYPE_TRACING, BPF_TRACE_RAW_TP, id, &bpf::read_by(HELPER))
+        .map(drop)
+        .map_err(|error| error.to_string())
 }
 
 /// A BTF object with one type, number 1: `u32`. Local storage wants to know the types of key and value.

@@ -24,6 +24,7 @@ use tracer_ebpf::{
 };
 
 use crate::{
+    bound::clamp,
     connection::{self, Connection},
     exchange,
     kernel::{TcpSock, Typed},
@@ -315,6 +316,7 @@ fn write(message: *mut sk_msg_md, at: u32, line: &[u8; LINE_LEN]) -> bool {
     }
     // SAFETY: the bounds are checked against the message's end, which the verifier insists on.
     unsafe {
+        let at = clamp::<0, { HEAD_LIMIT as i32 }>(u64::from(at));
         let to = ((*message).__bindgen_anon_1.data as *mut u8).add(at as usize);
         if to.add(LINE_LEN) > (*message).__bindgen_anon_2.data_end as *mut u8 {
             return false;
@@ -350,6 +352,7 @@ fn rewrite(message: *mut sk_msg_md, at: u32, span: u64) -> Tag {
     }
     // SAFETY: the bounds are checked against the message's end, which the verifier insists on.
     unsafe {
+        let at = clamp::<0, { HEAD_LIMIT as i32 }>(u64::from(at));
         let to = ((*message).__bindgen_anon_1.data as *mut u8).add(at as usize);
         if to.add(16) > (*message).__bindgen_anon_2.data_end as *mut u8 {
             return Tag::Refused;
