@@ -8,6 +8,7 @@ use std::{borrow::Cow, fmt, sync::Arc};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use tracer_ebpf::record::End;
 
 /// A W3C trace id: 128 bits, high half first. 32 hex digits in the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -351,6 +352,7 @@ impl<'de> Deserialize<'de> for Node {
             parent_by: Option<Text<'a>>,
             #[serde(default)]
             after_response: bool,
+            channel: Option<Channel>,
             #[serde(borrow)]
             error: Option<Text<'a>>,
             #[serde(default)]
@@ -395,6 +397,7 @@ impl<'de> Deserialize<'de> for Node {
                 tag: need(either.tag, "tag")?.word(),
                 parent_by: need(either.parent_by, "parent_by")?.word(),
                 after_response: either.after_response,
+                channel: either.channel,
                 error,
                 children,
             }),
@@ -483,6 +486,9 @@ pub struct Call {
     pub parent_by: Cow<'static, str>,
     /// Made when the invocation had already answered.
     pub after_response: bool,
+    /// The connection, once the call has ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub channel: Option<Channel>,
     /// What went wrong below HTTP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<Cow<'static, str>>,
@@ -504,6 +510,22 @@ pub struct Http {
     /// The status code; none if no response was seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
+}
+
+/// The TCP connection of a call, as the caller's kernel sees it when the call ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Channel {
+    /// The smoothed round-trip time, in µs (RFC 6298, as the kernel keeps it).
+    pub rtt_us: u32,
+    /// Segments that were sent again since the last call on the connection had ended; 255 for more.
+    pub retransmits: u8,
+}
+
+impl Channel {
+    /// What a record says of it; `None` if the kernel had not measured yet.
+    pub fn of(end: &End) -> Option<Self> {
+        (end.rtt_us != 0).then_some(Self { rtt_us: end.rtt_us, retransmits: end.retransmits })
+    }
 }
 
 /// How an invocation was joined to its call.

@@ -99,7 +99,7 @@ impl Run {
 
     fn end_of(span: Span, status: u16, reason: Reason, errno: u32) -> End {
         let (conn, sequence, reason) = (span.conn, span.sequence, reason as u8);
-        End { conn, span: span.id, first_byte_ns: 0, sequence, status, reason, pad: 0, errno, pad2: 0 }
+        End { conn, span: span.id, first_byte_ns: 0, sequence, status, reason, retransmits: 0, errno, rtt_us: 0 }
     }
 
     fn leave(&mut self, span: Span) {

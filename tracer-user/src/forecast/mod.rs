@@ -10,6 +10,7 @@ mod counts;
 mod decide;
 mod delays;
 pub mod eval;
+pub mod live;
 mod merge;
 mod model;
 mod predict;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::path::Channel;
 use counts::{END, Fun, NOVEL};
 pub use decide::{ForecastType, Line, Rule};
 use model::{Model, Outlook};
@@ -104,6 +106,9 @@ pub struct Forecast {
     pub interval_ms: Option<[f32; 2]>,
     /// False where too little was seen to stand by the numbers.
     pub known: bool,
+    /// Of an external service: the connection of the last call to it, as the kernel sees it from here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub channel: Option<Channel>,
 }
 
 /// What comes next in a path.
@@ -335,6 +340,7 @@ impl Forecaster {
                     expected_ms: Some(estimate.expected()),
                     interval_ms: Some(estimate.interval()),
                     known,
+                    channel: None,
                 },
             ));
         }
@@ -356,6 +362,7 @@ impl Forecaster {
                     interval_ms: estimate.map(|estimate| estimate.interval()),
                     known: outlook.evidence >= THIN
                         && estimate.is_some_and(|estimate| estimate.evidence as f32 >= THIN),
+                    channel: None,
                 },
             ));
         }

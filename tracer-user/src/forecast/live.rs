@@ -1,0 +1,253 @@
+//! Forecasts beside `run`: records in, as they come out of the kernel; lines out, before anything else is done.
+//!
+//! A path that runs is not a path yet, so this does not wait for the assembler to give it out: it asks where a span
+//! stands ([`Assembler::standing`]) as soon as its record was taken in. When a call is made nobody knows yet which
+//! function will answer; but who answered at that address before is known, and is taken to answer again.
+
+use std::{collections::HashMap, sync::Arc};
+
+use tracer_ebpf::record::{Body, Record, START_UNSAMPLED, Wire};
+
+use super::{Event, Forecast, ForecastType, Forecaster, Line, Rule, cli, table::name_hash};
+use crate::{
+    assemble::{Assembler, Standing, What, peer_name},
+    path::{self, Channel, SpanId, Time, TraceId, Version},
+};
+
+/// Addresses whose functions are remembered, external services whose channel is, and calls that wait until it is known
+/// whom they reach. Beyond so many all are forgotten, and learned anew.
+const KNOWN: usize = 4096;
+
+/// What `run` takes.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// Print forecasts: when a running path will probably call a function or service soon, a line says so, ahead of it.
+    #[arg(long)]
+    pub forecast: bool,
+    /// How far ahead to forecast.
+    #[arg(long, value_name = "SECONDS", default_value_t = 2.0, value_parser = cli::positive, requires = "forecast")]
+    pub horizon: f32,
+    /// The price of a sandbox kept warm for the horizon in vain, over the price of a cold start: a call is forecast if it
+    /// is likelier than RATIO / (1 + RATIO).
+    #[arg(long, value_name = "RATIO", default_value_t = 0.25, value_parser = cli::positive, requires = "forecast")]
+    pub cost_ratio: f32,
+}
+
+/// An end of a connection as a caller sees it: address, port, network namespace, and a hash of the Host header.
+type Peer = ([u8; 16], u16, u64, u64);
+
+/// Who answers at a [`Peer`].
+#[derive(Debug)]
+enum Who {
+    One(Arc<str>),
+    /// A gateway, say: only the answer tells.
+    Several,
+}
+
+/// What has happened to a span.
+#[derive(Clone, Copy, Debug)]
+enum Moment {
+    /// A request has reached a sandbox.
+    Entered,
+    /// A request, or bytes of another protocol than HTTP/1, leave a sandbox.
+    Called { opaque: bool },
+    /// The response is there, and so the connection's quality is known.
+    Answered(Option<Channel>),
+    /// The response has left the sandbox.
+    Left,
+}
+
+/// A span to which something has happened.
+#[derive(Clone, Copy, Debug)]
+struct Due {
+    span: SpanId,
+    /// CLOCK_MONOTONIC, ns.
+    at_ns: u64,
+    moment: Moment,
+}
+
+/// A path in which something was seen to happen.
+struct Seen {
+    trace_id: TraceId,
+    path: u64,
+    at_us: i64,
+}
+
+/// Forecasts beside `run`.
+#[derive(Debug)]
+pub struct Live {
+    forecaster: Forecaster,
+    rule: Rule,
+    due: Vec<Due>,
+    known: HashMap<Peer, Who>,
+    /// By span id, calls of which nobody knows yet whom they reach, and when they were made, in µs since 1970.
+    unknown: HashMap<SpanId, i64>,
+    /// By name, the quality of the last connection to an external service.
+    channels: HashMap<Arc<str>, Channel>,
+}
+
+impl Live {
+    /// One that knows nothing. `None` if no forecast is asked for.
+    pub fn new(args: &Args) -> Option<Self> {
+        args.forecast.then(|| Self {
+            forecaster: Forecaster::default(),
+            rule: Rule { cost_ratio: args.cost_ratio, horizon_ms: args.horizon * 1000.0 },
+            due: Vec::new(),
+            known: HashMap::new(),
+            unknown: HashMap::new(),
+            channels: HashMap::new(),
+        })
+    }
+
+    /// Notes what a record says has happened. What comes of it is for [`Self::forecast`], when the assembler has taken the
+    /// record in and its sandbox has a name.
+    pub fn note(&mut self, record: &Record<'_>) {
+        let (span, moment) = match &record.body {
+            Body::InvocationStart(start, _) | Body::CallStart(start, _) | Body::OpaqueStart(start)
+                if start.flags & START_UNSAMPLED != 0 =>
+            {
+                return;
+            }
+            Body::InvocationStart(start, _) => (start.context.span_id, Moment::Entered),
+            Body::CallStart(start, _) => (start.context.span_id, Moment::Called { opaque: false }),
+            Body::OpaqueStart(start) => (start.context.span_id, Moment::Called { opaque: true }),
+            Body::CallEnd(end) | Body::OpaqueEnd(end) => (end.span, Moment::Answered(Channel::of(end))),
+            Body::InvocationEnd(end) => (end.span, Moment::Left),
+            Body::SandboxBorn(_) | Body::SandboxGone => return,
+        };
+        self.due.push(Due { span: SpanId(span), at_ns: record.header.at_ns, moment });
+    }
+
+    /// Takes in what was noted, and hands out what is worth acting on. `boot_to_wall_ns` is the wall clock less
+    /// CLOCK_MONOTONIC.
+    pub fn forecast<E>(
+        &mut self,
+        assembler: &Assembler,
+        boot_to_wall_ns: i64,
+        mut line: impl FnMut(&Line) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut due = std::mem::take(&mut self.due);
+        for Due { span, at_ns, moment } in due.drain(..) {
+            let at_us = (at_ns as i64).saturating_add(boot_to_wall_ns).div_euclid(1000);
+            let Some(seen) = self.observe(assembler, span, moment, at_us) else { continue };
+            let mut calls = self.forecaster.decide(seen.path, seen.at_us, self.rule);
+            if calls.is_empty() {
+                continue;
+            }
+            for Forecast { callee, channel, .. } in calls.iter_mut().filter(|call| call.external) {
+                *channel = self.channels.get(callee).copied();
+            }
+            line(&Line {
+                fntrace: Version,
+                kind: ForecastType::Forecast,
+                trace_id: seen.trace_id,
+                span_id: span,
+                time: Time(seen.at_us),
+                horizon_ms: self.rule.horizon_ms,
+                threshold: self.rule.threshold(),
+                calls,
+            })?;
+        }
+        // Keeps the room for the next batch.
+        self.due = due;
+        Ok(())
+    }
+
+    /// Learns that a path has ended: it was given out.
+    pub fn ended(&mut self, line: &path::Line) {
+        if let path::Line::Path(path) = line {
+            self.forecaster.observe(Event::End { path: path.root.span_id().0, complete: path.complete });
+        }
+    }
+
+    fn observe(&mut self, assembler: &Assembler, span: SpanId, moment: Moment, at_us: i64) -> Option<Seen> {
+        let what = if matches!(moment, Moment::Entered | Moment::Left) { What::Invocation } else { What::Call };
+        let standing = assembler.standing(what, span)?;
+        let seen = Seen { trace_id: standing.trace_id, path: standing.root.0, at_us };
+        let (path, call) = (seen.path, span.0);
+        match moment {
+            Moment::Entered => {
+                let function = standing.function.as_ref()?;
+                let call = match standing.above {
+                    None => {
+                        self.forecaster.observe(Event::Call { path, call, caller: None, callee: function, at_us });
+                        call
+                    }
+                    Some(above) => {
+                        self.reached(&assembler.standing(What::Call, above)?, above, function);
+                        above.0
+                    }
+                };
+                self.forecaster.observe(Event::Start { path, call, at_us, cold: standing.cold });
+            }
+            Moment::Called { opaque } => match self.who(&standing, opaque) {
+                Some(callee) => self.called(&standing, span, &callee, at_us),
+                None => {
+                    make_room(&mut self.unknown);
+                    self.unknown.insert(span, at_us);
+                    return None;
+                }
+            },
+            Moment::Answered(channel) => {
+                if standing.function.is_none() {
+                    let name = external(&standing);
+                    self.reached(&standing, span, &name);
+                    if let Some(channel) = channel {
+                        make_room(&mut self.channels);
+                        self.channels.insert(name, channel);
+                    }
+                }
+                self.forecaster.observe(Event::Answer { path, call, at_us });
+            }
+            Moment::Left if standing.above.is_none() => self.forecaster.observe(Event::Answer { path, call, at_us }),
+            // The answer is on its way to the caller: that it has come is what counts.
+            Moment::Left => return None,
+        }
+        Some(seen)
+    }
+
+    /// Whom a call reaches, as far as that is known when it is made.
+    fn who(&self, standing: &Standing<'_>, opaque: bool) -> Option<Arc<str>> {
+        if opaque {
+            return Some(external(standing));
+        }
+        // The invocation's record may be in the same batch.
+        standing.function.clone().or_else(|| match self.known.get(&peer(standing))? {
+            Who::One(name) => Some(Arc::clone(name)),
+            Who::Several => None,
+        })
+    }
+
+    fn called(&mut self, standing: &Standing<'_>, span: SpanId, callee: &str, at_us: i64) {
+        let (path, caller) = (standing.root.0, standing.caller.map(|caller| caller.0));
+        self.forecaster.observe(Event::Call { path, call: span.0, caller, callee, at_us });
+    }
+
+    /// A call has turned out to reach `name`.
+    fn reached(&mut self, call: &Standing<'_>, span: SpanId, name: &Arc<str>) {
+        if let Some(at_us) = self.unknown.remove(&span) {
+            self.called(call, span, name, at_us);
+        }
+        make_room(&mut self.known);
+        let who = self.known.entry(peer(call)).or_insert_with(|| Who::One(Arc::clone(name)));
+        if matches!(who, Who::One(before) if before != name) {
+            *who = Who::Several;
+        }
+    }
+}
+
+fn make_room<K, V>(map: &mut HashMap<K, V>) {
+    if map.len() >= KNOWN {
+        map.clear();
+    }
+}
+
+fn peer(call: &Standing<'_>) -> Peer {
+    let Wire { remote, remote_port, netns, .. } = call.wire;
+    (remote, remote_port, netns, call.host.map_or(0, name_hash))
+}
+
+/// The name of an external service, as the profile has it: its Host header, or else its address.
+fn external(call: &Standing<'_>) -> Arc<str> {
+    call.host.map_or_else(|| peer_name(&call.wire).into(), Arc::from)
+}
