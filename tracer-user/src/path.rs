@@ -4,8 +4,9 @@
 //! and a reader passes over keys that it does not know. Strings from the wire are kept as they came (lossy UTF-8,
 //! bounded); making them harmless is the sinks' work, because what is harmful depends on where they are printed.
 
-use std::{borrow::Cow, fmt, sync::Arc};
+use std::{borrow::Cow, cell::RefCell, fmt, hash::BuildHasher as _, sync::Arc};
 
+use foldhash::fast::FixedState;
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tracer_ebpf::record::End;
@@ -87,8 +88,18 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
 }
 
 impl Text<'_> {
+    /// The same names come over and over: those read last are kept, and shared.
     fn shared(self) -> Arc<str> {
-        self.0.as_ref().into()
+        const KEPT: usize = 256;
+        thread_local! {
+            static NAMES: RefCell<[Option<Arc<str>>; KEPT]> = const { RefCell::new([const { None }; KEPT]) };
+        }
+        let text = self.0.as_ref();
+        let place = FixedState::with_seed(0).hash_one(text) as usize % KEPT;
+        NAMES.with_borrow_mut(|names| match &mut names[place] {
+            Some(name) if **name == *text => Arc::clone(name),
+            slot => Arc::clone(slot.insert(text.into())),
+        })
     }
 
     /// Without a copy if it is one of the words that nearly all lines hold.

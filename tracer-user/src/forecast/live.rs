@@ -251,3 +251,128 @@ fn peer(call: &Standing<'_>) -> Peer {
 fn external(call: &Standing<'_>) -> Arc<str> {
     call.host.map_or_else(|| peer_name(&call.wire).into(), Arc::from)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::assemble::{Config, SandboxInfo};
+    use tracer_ebpf::{
+        record::{End, Header, Rule as By, START_INBOUND, Start, Tag},
+        traceparent::Context,
+    };
+
+    const MS: u64 = 1_000_000;
+
+    /// A worker host: its records go to the assembler and to the forecasts.
+    struct Host {
+        assembler: Assembler,
+        live: Live,
+        lines: Vec<Line>,
+    }
+
+    impl Host {
+        fn new() -> Self {
+            let mut assembler = Assembler::new(Config::default());
+            for (id, name) in [(1, "front"), (2, "stock"), (3, "price")] {
+                assembler.sandbox(id, SandboxInfo { function: name.into(), path: name.into() });
+            }
+            let args = Args { forecast: true, horizon: 2.0, cost_ratio: 0.25 };
+            Self { assembler, live: Live::new(&args).unwrap(), lines: Vec::new() }
+        }
+
+        fn record(&mut self, at_ms: u64, sandbox: u64, body: Body<'_>) {
+            let header = Header { at_ns: at_ms * MS, sandbox, kind: 0, tail_len: 0, pid: 1 };
+            let record = Record { header, body };
+            self.assembler.record(&record);
+            self.live.note(&record);
+            let lines = &mut self.lines;
+            let taken = self.live.forecast(&self.assembler, 0, |line| {
+                lines.push(line.clone());
+                Ok::<(), std::convert::Infallible>(())
+            });
+            taken.unwrap();
+        }
+
+        fn ended(&mut self, at_ms: u64) {
+            self.assembler.advance(at_ms * MS);
+            while let Some(line) = self.assembler.take() {
+                self.live.ended(&line);
+            }
+        }
+
+        fn forecast(&self, trace: u64) -> Vec<&Forecast> {
+            self.lines.iter().filter(|line| line.trace_id.0[1] == trace).flat_map(|line| &line.calls).collect()
+        }
+    }
+
+    fn start(trace: u64, id: u64, parent: u64, port: u16) -> Start {
+        let context = Context { trace_id: [0, trace], span_id: id, flags: 1, pad: [0; 7] };
+        let wire = Wire { local: [1; 16], remote: [2; 16], netns: 1, local_port: id as u16, remote_port: port, pad: 0 };
+        let (flags, rule, tag) = (START_INBOUND, By::Exclusive as u8, Tag::Injected as u8);
+        Start { conn: id, context, parent, wire, sequence: 0, flags, rule, tag, live: 1 }
+    }
+
+    fn end(id: u64) -> End {
+        End {
+            conn: id,
+            span: id,
+            first_byte_ns: 0,
+            sequence: 0,
+            status: 200,
+            reason: 0,
+            retransmits: 3,
+            errno: 0,
+            rtt_us: 90,
+        }
+    }
+
+    /// `front` calls what listens at port 80, which is the sandbox `at_80`, then an external service at port 443.
+    fn path(host: &mut Host, trace: u64, at_80: u64) {
+        let (t, id) = (trace * 1000, trace * 10);
+        host.record(t, 1, Body::InvocationStart(Start { flags: 0, ..start(trace, id, 0, 9) }, b""));
+        host.record(t + 5, 1, Body::CallStart(start(trace, id + 1, id, 80), b""));
+        host.record(t + 6, at_80, Body::InvocationStart(start(trace, id + 2, id + 1, 9), b""));
+        host.record(t + 16, at_80, Body::InvocationEnd(end(id + 2)));
+        host.record(t + 17, 1, Body::CallEnd(end(id + 1)));
+        host.record(t + 20, 1, Body::CallStart(start(trace, id + 3, id, 443), b""));
+        host.record(t + 50, 1, Body::CallEnd(end(id + 3)));
+        host.record(t + 51, 1, Body::InvocationEnd(end(id)));
+        host.ended(t + 52);
+    }
+
+    #[test]
+    fn what_was_learned_is_forecast_with_the_channel_where_it_leaves_the_host() {
+        let mut host = Host::new();
+        (1..20).for_each(|trace| path(&mut host, trace, 2));
+        assert!(host.forecast(1).is_empty(), "nothing is known yet");
+        let calls = host.forecast(19);
+        let external = format!("[{}]:443", std::net::Ipv6Addr::from([2; 16]));
+        let channel = Some(Channel { rtt_us: 90, retransmits: 3 });
+        assert_eq!(calls.len(), 2, "each once: {calls:?}");
+        for (name, external, channel) in [("stock", false, None), (&external, true, channel)] {
+            let call = calls.iter().find(|call| &*call.callee == name).unwrap();
+            assert_eq!((call.external, call.channel, call.known), (external, channel, true));
+        }
+        assert!(host.live.unknown.is_empty());
+    }
+
+    #[test]
+    fn behind_one_address_may_be_several() {
+        let mut host = Host::new();
+        (1..40).for_each(|trace| path(&mut host, trace, 2 + trace % 2));
+        // Even so each call is learned as what it turned out to be: both are as likely as not.
+        let calls = host.forecast(39);
+        for name in ["stock", "price"] {
+            let call = calls.iter().find(|call| &*call.callee == name).unwrap();
+            assert!((0.3..0.7).contains(&call.probability), "{call:?}");
+        }
+    }
+
+    #[test]
+    fn whoever_is_not_sampled_is_not_forecast() {
+        let mut host = Host::new();
+        let unsampled = Start { flags: START_UNSAMPLED, ..start(1, 10, 0, 9) };
+        host.record(1, 1, Body::InvocationStart(unsampled, b""));
+        assert_eq!(host.live.forecaster.live(), 0);
+    }
+}
