@@ -302,6 +302,8 @@ impl Flow {
         };
         let config = Config { settle_ns: output.settle.as_nanos() as u64, query: output.query, ..Config::default() };
         let ring = watch(agent.records()?).context("watch the ring buffer")?;
+        let forecast = forecast::live::Live::start(&output.forecast);
+        let forecast = forecast.map_err(|error| Refusal::Usage(format!("--forecast-model: {error}")))?;
         let profile = output.profile.clone().map(|file| {
             let unusable = |error| Refusal::Usage(format!("--profile {}: {error}", file.display()));
             profile::live::Live::start(file.clone()).map_err(unusable)
@@ -318,7 +320,7 @@ impl Flow {
             stats_every: output.stats_every.or((!tree).then_some(STATS)),
             log,
             profile,
-            forecast: forecast::live::Live::new(&output.forecast),
+            forecast,
             boot_to_wall_ns: boot_to_wall_ns(),
         })
     }
@@ -463,6 +465,7 @@ impl Flow {
         self.assembler.finish();
         self.give_out()?;
         self.stats(agent)?;
+        self.forecast.map_or(Ok(()), forecast::live::Live::end).context("write the forecast's model")?;
         self.profile.map_or(Ok(()), profile::live::Live::end).context("write the profile")
     }
 }

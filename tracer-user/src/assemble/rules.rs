@@ -234,8 +234,8 @@ fn a_span_in_flight_has_its_standing() {
     // What caused the invocation that makes the call is the call above it.
     assert_eq!(stands(&run, What::Call, 9).map(|standing| (standing.1, standing.2)), Some((Some(8), Some(7))));
     assert_eq!(stands(&run, What::Call, 100), None);
-    [further, out].map(|span| run.answer(span));
-    [inner, root].map(|span| run.leave(span));
+    [further, out].into_iter().for_each(|span| run.answer(span));
+    [inner, root].into_iter().for_each(|span| run.leave(span));
     run.lines();
     assert_eq!(stands(&run, What::Call, 7), None, "given out");
 }

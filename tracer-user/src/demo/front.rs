@@ -44,9 +44,11 @@ impl Front {
         Arc::new(Self { slice, function, current: Mutex::default() })
     }
 
-    /// Starts a sandbox if none takes requests, as a platform may that expects one.
-    pub async fn warm(&self) -> Result<()> {
-        self.connect().await.map(drop)
+    /// Starts a sandbox if none takes requests, as a platform may that expects one. Says whether it did.
+    pub async fn warm(&self) -> Result<bool> {
+        let before = self.current.lock().await.started;
+        drop(self.connect().await?);
+        Ok(self.current.lock().await.started > before)
     }
 
     /// Listens, and returns where; serves until the returned task is aborted.

@@ -137,9 +137,9 @@ impl Shop {
     }
 
     /// Starts a sandbox of the function of that name ahead of its next call, if it is one that is started on demand and
-    /// none is there. Returns when it takes requests.
-    pub async fn warm(&self, function: &str) -> Result<()> {
-        if function == Function::Mailer.name() { self.mailer.warm().await } else { Ok(()) }
+    /// none is there. Returns when it takes requests, and whether it was started.
+    pub async fn warm(&self, function: &str) -> Result<bool> {
+        if function == Function::Mailer.name() { self.mailer.warm().await } else { Ok(false) }
     }
 
     /// Ends all functions and removes their sandboxes.

@@ -4,7 +4,13 @@
 //! stands ([`Assembler::standing`]) as soon as its record was taken in. When a call is made nobody knows yet which
 //! function will answer; but who answered at that address before is known, and is taken to answer again.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, BufReader},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use tracer_ebpf::record::{Body, Record, START_UNSAMPLED, Wire};
 
@@ -12,6 +18,7 @@ use super::{Event, Forecast, ForecastType, Forecaster, Line, Rule, cli, table::n
 use crate::{
     assemble::{Assembler, Standing, What, peer_name},
     path::{self, Channel, SpanId, Time, TraceId, Version},
+    profile::write_atomically,
 };
 
 /// Addresses whose functions are remembered, external services whose channel is, and calls that wait until it is known
@@ -31,6 +38,9 @@ pub struct Args {
     /// is likelier than RATIO / (1 + RATIO).
     #[arg(long, value_name = "RATIO", default_value_t = 0.25, value_parser = cli::positive, requires = "forecast")]
     pub cost_ratio: f32,
+    /// Begin with what an earlier run has learned, and keep in this file what this one has when it ends.
+    #[arg(long, value_name = "FILE", requires = "forecast")]
+    pub forecast_model: Option<PathBuf>,
 }
 
 /// An end of a connection as a caller sees it: address, port, network namespace, and a hash of the Host header.
@@ -77,6 +87,8 @@ struct Seen {
 #[derive(Debug)]
 pub struct Live {
     forecaster: Forecaster,
+    /// Where it is kept.
+    file: Option<PathBuf>,
     rule: Rule,
     due: Vec<Due>,
     known: HashMap<Peer, Who>,
@@ -87,16 +99,39 @@ pub struct Live {
 }
 
 impl Live {
-    /// One that knows nothing. `None` if no forecast is asked for.
-    pub fn new(args: &Args) -> Option<Self> {
-        args.forecast.then(|| Self {
-            forecaster: Forecaster::default(),
+    /// One that knows nothing, or what the file says if there is one. `None` if no forecast is asked for.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read.
+    pub fn start(args: &Args) -> io::Result<Option<Self>> {
+        if !args.forecast {
+            return Ok(None);
+        }
+        let file = args.forecast_model.clone();
+        let forecaster = match file.as_deref().map(File::open) {
+            Some(Ok(file)) => Forecaster::load(BufReader::new(file))?,
+            Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => Forecaster::default(),
+        };
+        Ok(Some(Self {
+            forecaster,
+            file,
             rule: Rule { cost_ratio: args.cost_ratio, horizon_ms: args.horizon * 1000.0 },
             due: Vec::new(),
             known: HashMap::new(),
             unknown: HashMap::new(),
             channels: HashMap::new(),
-        })
+        }))
+    }
+
+    /// Keeps what was learned, if a file is there for it.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be written.
+    pub fn end(self) -> io::Result<()> {
+        self.file.map_or(Ok(()), |file| write_atomically(&file, |out| self.forecaster.save(out)))
     }
 
     /// Notes what a record says has happened. What comes of it is for [`Self::forecast`], when the assembler has taken the
@@ -276,8 +311,8 @@ mod tests {
             for (id, name) in [(1, "front"), (2, "stock"), (3, "price")] {
                 assembler.sandbox(id, SandboxInfo { function: name.into(), path: name.into() });
             }
-            let args = Args { forecast: true, horizon: 2.0, cost_ratio: 0.25 };
-            Self { assembler, live: Live::new(&args).unwrap(), lines: Vec::new() }
+            let args = Args { forecast: true, horizon: 2.0, cost_ratio: 0.25, forecast_model: None };
+            Self { assembler, live: Live::start(&args).unwrap().unwrap(), lines: Vec::new() }
         }
 
         fn record(&mut self, at_ms: u64, sandbox: u64, body: Body<'_>) {
@@ -354,6 +389,27 @@ mod tests {
             assert_eq!((call.external, call.channel, call.known), (external, channel, true));
         }
         assert!(host.live.unknown.is_empty());
+    }
+
+    #[test]
+    fn what_was_kept_is_known_at_once() {
+        let mut host = Host::new();
+        (1..20).for_each(|trace| path(&mut host, trace, 2));
+        let mut kept = Vec::new();
+        host.live.forecaster.save(&mut kept).unwrap();
+        let mut again = Host::new();
+        again.live.forecaster = Forecaster::load(kept.as_slice()).unwrap();
+        for host in [&mut host, &mut again] {
+            path(host, 20, 2);
+            assert_eq!(host.forecast(20).len(), 2);
+        }
+        // It goes on as if nothing had been between.
+        let mut both = [Vec::new(), Vec::new()];
+        host.live.forecaster.save(&mut both[0]).unwrap();
+        again.live.forecaster.save(&mut both[1]).unwrap();
+        assert!(both[0] == both[1]);
+        assert!(Forecaster::load(&kept[..kept.len() / 2]).is_err());
+        assert!(Forecaster::load(&b"{}"[..]).is_err());
     }
 
     #[test]

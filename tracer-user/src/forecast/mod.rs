@@ -24,11 +24,14 @@ mod warm;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::{
+    io::{self, Read, Write},
+    sync::Arc,
+};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use crate::path::Channel;
+use crate::path::{Channel, Version};
 use counts::{END, Fun, NOVEL};
 pub use decide::{ForecastType, Line, Rule};
 use model::{Model, Outlook};
@@ -135,7 +138,7 @@ pub enum AsOf {
     Latest,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Name {
     name: Arc<str>,
     /// A sandbox was seen to begin to work on a call to it.
@@ -157,6 +160,15 @@ impl Live {
         let later = later.as_deref().filter(|_| as_of == AsOf::Latest);
         later.or(call.as_deref())
     }
+}
+
+/// What stays of a forecaster in a file.
+#[derive(Serialize, Deserialize)]
+struct Learned<N, M, T> {
+    fntrace: Version,
+    names: N,
+    model: M,
+    timing: T,
 }
 
 /// Learns from paths and forecasts their calls.
@@ -186,6 +198,26 @@ impl Forecaster {
             timing: Timing::new(),
             frozen: false,
         }
+    }
+
+    /// Reads what [`Self::save`] wrote, for a forecaster that follows as many paths as the default.
+    ///
+    /// # Errors
+    ///
+    /// It is not what this version writes.
+    pub fn load(reader: impl Read) -> io::Result<Self> {
+        let Learned { names, model, timing, .. } = serde_json::from_reader(reader)?;
+        Ok(Self { names, model, timing, ..Self::default() })
+    }
+
+    /// Writes what was learned, as one JSON object. Paths that run are not part of it.
+    ///
+    /// # Errors
+    ///
+    /// Those of the writer.
+    pub fn save(&self, writer: impl Write) -> io::Result<()> {
+        let (names, model, timing) = (&self.names, &self.model, &self.timing);
+        Ok(serde_json::to_writer(writer, &Learned { fntrace: Version, names, model, timing })?)
     }
 
     /// Stops learning, or goes on with it. Paths are followed either way.
