@@ -22,6 +22,8 @@ mod timing;
 mod warm;
 
 #[cfg(test)]
+mod published;
+#[cfg(test)]
 mod tests;
 
 use std::{
