@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
 
-use std::process::{Command, Output};
+use std::{
+    io::Write as _,
+    process::{Command, Output},
+};
 
 fn fntrace(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_fntrace")).args(arguments).output().unwrap()
@@ -26,9 +29,22 @@ fn help_shows_each_command_and_the_exit_statuses() {
 #[test]
 fn every_flag_of_run_is_explained() {
     let help = text(&fntrace(&["run", "--help"]).stdout);
-    for flag in
-        ["--cgroup", "--name", "--format", "--tag", "--tag-to", "--settle", "--stats-every", "--query", "--verbose"]
-    {
+    for flag in [
+        "--cgroup",
+        "--name",
+        "--format",
+        "--tag",
+        "--tag-to",
+        "--settle",
+        "--stats-every",
+        "--query",
+        "--verbose",
+        "--profile",
+        "--forecast",
+        "--horizon",
+        "--cost-ratio",
+        "--forecast-model",
+    ] {
         assert!(help.contains(flag), "{flag} is missing:\n{help}");
     }
 }
@@ -41,6 +57,8 @@ fn a_wrong_command_line_is_a_usage_error() {
         &["run", "--cgroup", "/x", "--settle", "soon"],
         &["run", "--cgroup", "/x", "--stats-every", "1ms"],
         &["run", "--cgroup", "/x", "--format", "xml"],
+        &["run", "--cgroup", "/x", "--cost-ratio", "0.5"],
+        &["run", "--cgroup", "/x", "--forecast", "--horizon", "0"],
         &["unknown"],
     ] {
         let output = fntrace(arguments);
@@ -76,6 +94,30 @@ fn the_commands_that_read_paths_bear_nothing_and_rubbish() {
             let output = fntrace(arguments);
             let code = output.status.code();
             assert!(matches!(code, Some(0 | 1)), "{arguments:?} of {content:?}: {code:?} {}", text(&output.stderr));
+        }
+    }
+    std::fs::remove_dir_all(directory).unwrap();
+}
+
+#[test]
+fn profile_reads_each_input_plain_or_packed() {
+    let chain = r#"{"calls":[{"t":1000,"fn":"a","wait":5,"init":40},{"t":1100,"fn":"b","wait":7,"init":0}]}"#;
+    let spans = r#"{"spans":[{"id":"1","service":"a","op":"/","kind":"server","start_us":0,"duration_us":90},
+        {"id":"2","parent":"1","service":"a","op":"/b","kind":"client","start_us":10,"duration_us":50},
+        {"id":"3","parent":"2","service":"b","op":"/b","kind":"server","start_us":20,"duration_us":30}]}"#;
+    let directory = std::env::temp_dir().join(format!("fntrace-test-inputs-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let file = directory.join("input");
+    for (format, line) in [("faas-chains", chain.to_owned()), ("call-trees", spans.replace('\n', ""))] {
+        let lines = format!("{line}\nbroken\n{line}\n");
+        let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        packed.write_all(lines.as_bytes()).unwrap();
+        for content in [lines.into_bytes(), packed.finish().unwrap()] {
+            std::fs::write(&file, content).unwrap();
+            let output = fntrace(&["profile", "--format", "json", "--input", format, file.to_str().unwrap()]);
+            let profile: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!((&profile["paths"], profile["functions"]["kept"].as_array().unwrap().len()), (&2.into(), 2));
+            assert!(text(&output.stderr).contains("line 2 passed over"), "{}", text(&output.stderr));
         }
     }
     std::fs::remove_dir_all(directory).unwrap();

@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test, in helpers as in tests")]
 
 mod agent;
+mod ahead;
 mod bytes;
 mod capabilities;
 mod client;

@@ -292,12 +292,12 @@ pub struct End {
     pub status: u16,
     /// A [`Reason`].
     pub reason: u8,
-    #[doc(hidden)]
-    pub pad: u8,
+    /// Calls only: segments that the socket has sent again since the last exchange on it ended; 255 for more.
+    pub retransmits: u8,
     /// For [`Reason::ConnectFailed`], the socket's error number (positive).
     pub errno: u32,
-    #[doc(hidden)]
-    pub pad2: u32,
+    /// Calls only: the smoothed round-trip time in µs; 0 if the kernel has not measured one.
+    pub rtt_us: u32,
 }
 
 const _: () = assert!(size_of::<Header>() == 24);

@@ -4,10 +4,12 @@
 //! and a reader passes over keys that it does not know. Strings from the wire are kept as they came (lossy UTF-8,
 //! bounded); making them harmless is the sinks' work, because what is harmful depends on where they are printed.
 
-use std::{borrow::Cow, fmt, sync::Arc};
+use std::{borrow::Cow, cell::RefCell, fmt, hash::BuildHasher as _, sync::Arc};
 
+use foldhash::fast::FixedState;
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use tracer_ebpf::record::End;
 
 /// A W3C trace id: 128 bits, high half first. 32 hex digits in the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -86,8 +88,18 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
 }
 
 impl Text<'_> {
+    /// The same names come over and over: those read last are kept, and shared.
     fn shared(self) -> Arc<str> {
-        self.0.as_ref().into()
+        const KEPT: usize = 256;
+        thread_local! {
+            static NAMES: RefCell<[Option<Arc<str>>; KEPT]> = const { RefCell::new([const { None }; KEPT]) };
+        }
+        let text = self.0.as_ref();
+        let place = FixedState::with_seed(0).hash_one(text) as usize % KEPT;
+        NAMES.with_borrow_mut(|names| match &mut names[place] {
+            Some(name) if **name == *text => Arc::clone(name),
+            slot => Arc::clone(slot.insert(text.into())),
+        })
     }
 
     /// Without a copy if it is one of the words that nearly all lines hold.
@@ -120,9 +132,17 @@ impl Text<'_> {
 }
 
 fn hex64(text: &str) -> Option<u64> {
-    // `from_str_radix` alone would take a sign.
-    let digits = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if digits { u64::from_str_radix(text, 16).ok() } else { None }
+    // `from_str_radix` would take a sign, and twice the time.
+    let digits: &[u8; 16] = text.as_bytes().try_into().ok()?;
+    digits.iter().try_fold(0, |number, digit| {
+        let value = match digit {
+            b'0'..=b'9' => digit - b'0',
+            b'a'..=b'f' => digit - b'a' + 10,
+            b'A'..=b'F' => digit - b'A' + 10,
+            _ => return None,
+        };
+        Some(number << 4 | u64::from(value))
+    })
 }
 
 impl<'de> Deserialize<'de> for TraceId {
@@ -351,9 +371,10 @@ impl<'de> Deserialize<'de> for Node {
             parent_by: Option<Text<'a>>,
             #[serde(default)]
             after_response: bool,
+            channel: Option<Channel>,
             #[serde(borrow)]
             error: Option<Text<'a>>,
-            #[serde(default)]
+            #[serde(default, deserialize_with = "children")]
             children: Vec<Node>,
         }
         fn need<T, E: de::Error>(value: Option<T>, field: &'static str) -> Result<T, E> {
@@ -395,6 +416,7 @@ impl<'de> Deserialize<'de> for Node {
                 tag: need(either.tag, "tag")?.word(),
                 parent_by: need(either.parent_by, "parent_by")?.word(),
                 after_response: either.after_response,
+                channel: either.channel,
                 error,
                 children,
             }),
@@ -483,6 +505,9 @@ pub struct Call {
     pub parent_by: Cow<'static, str>,
     /// Made when the invocation had already answered.
     pub after_response: bool,
+    /// The connection, once the call has ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub channel: Option<Channel>,
     /// What went wrong below HTTP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<Cow<'static, str>>,
@@ -506,6 +531,22 @@ pub struct Http {
     pub status: Option<u16>,
 }
 
+/// The TCP connection of a call, as the caller's kernel sees it when the call ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Channel {
+    /// The smoothed round-trip time, in µs (RFC 6298, as the kernel keeps it).
+    pub rtt_us: u32,
+    /// Segments that were sent again since the last call on the connection had ended; 255 for more.
+    pub retransmits: u8,
+}
+
+impl Channel {
+    /// What a record says of it; `None` if the kernel had not measured yet.
+    pub fn of(end: &End) -> Option<Self> {
+        (end.rtt_us != 0).then_some(Self { rtt_us: end.rtt_us, retransmits: end.retransmits })
+    }
+}
+
 /// How an invocation was joined to its call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -518,6 +559,28 @@ pub enum JoinedBy {
 
 fn word<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Cow<'static, str>, D::Error> {
     Text::deserialize(deserializer).map(Text::word)
+}
+
+/// Most spans have one below them or none. A vector that grows by itself begins with room for four, which is more than an
+/// allocator gives out fast.
+fn children<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Node>, D::Error> {
+    struct Visitor;
+    impl<'de> de::Visitor<'de> for Visitor {
+        type Value = Vec<Node>;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("spans")
+        }
+        fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<Node>, A::Error> {
+            let Some(first) = seq.next_element()? else { return Ok(Vec::new()) };
+            let mut nodes = Vec::with_capacity(1);
+            nodes.push(first);
+            while let Some(node) = seq.next_element()? {
+                nodes.push(node);
+            }
+            Ok(nodes)
+        }
+    }
+    deserializer.deserialize_seq(Visitor)
 }
 
 fn yes() -> bool {

@@ -6,6 +6,7 @@ use std::{
     future::Future,
     io::{self, IsTerminal as _},
     os::fd::AsRawFd,
+    path::PathBuf,
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -28,8 +29,10 @@ use crate::{
     assemble::{Assembler, Config, SandboxInfo},
     cgroup::{self, Mount, Selection},
     doctor::{self, Verdict},
+    forecast,
     host::{self, SelfTest},
     name::Names,
+    profile,
     signals::Signals,
     sink::{self, Sink, stats::Stats, tree::Look},
 };
@@ -85,6 +88,14 @@ pub struct Output {
     /// How often to print a line of counts [default: 10s as ndjson, only at the end as tree].
     #[arg(long, value_name = "TIME", value_parser = at_least_100ms)]
     pub stats_every: Option<Duration>,
+
+    /// Keep a profile of the paths in this file, rewritten whole every second: JSON, or what the ending of its name says
+    /// (.html, .dot, .folded, .txt).
+    #[arg(long, value_name = "FILE")]
+    pub profile: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub forecast: forecast::live::Args,
 
     /// Print the query string of request targets. It may hold secrets.
     #[arg(long)]
@@ -292,6 +303,10 @@ struct Flow {
     unnamed: Vec<u64>,
     stats_every: Option<Duration>,
     log: Option<AsyncFd<agent::Log>>,
+    profile: Option<profile::live::Live>,
+    forecast: Option<forecast::live::Live>,
+    /// The wall clock less CLOCK_MONOTONIC.
+    boot_to_wall_ns: i64,
 }
 
 impl Flow {
@@ -307,6 +322,13 @@ impl Flow {
         };
         let config = Config { settle_ns: output.settle.as_nanos() as u64, query: output.query, ..Config::default() };
         let ring = watch(agent.records()?).context("watch the ring buffer")?;
+        let forecast = forecast::live::Live::start(&output.forecast);
+        let forecast = forecast.map_err(|error| Refusal::Usage(format!("--forecast-model: {error}")))?;
+        let profile = output.profile.clone().map(|file| {
+            let unusable = |error| Refusal::Usage(format!("--profile {}: {error}", file.display()));
+            profile::live::Live::start(file.clone()).map_err(unusable)
+        });
+        let profile = profile.transpose()?;
         let log = if output.verbose { agent.log().map(watch).transpose().context("watch the log")? } else { None };
         Ok(Self {
             ring,
@@ -317,6 +339,9 @@ impl Flow {
             unnamed: Vec::new(),
             stats_every: output.stats_every.or((!tree).then_some(STATS)),
             log,
+            profile,
+            forecast,
+            boot_to_wall_ns: boot_to_wall_ns(),
         })
     }
 
@@ -333,7 +358,8 @@ impl Flow {
                 biased;
                 () = &mut stop => return Ok(()),
                 _ = beat.tick() => {
-                                    self.assembler.clock(wall_ns() - monotonic_ns() as i64);
+                    self.boot_to_wall_ns = boot_to_wall_ns();
+                    self.assembler.clock(self.boot_to_wall_ns);
                 }
                 _ = stats.tick() => self.stats(agent)?,
                 readable = self.ring.readable() => {
@@ -350,13 +376,14 @@ impl Flow {
     async fn batch(&mut self, agent: &Agent) -> Result<()> {
         self.drain();
         self.find_names().await;
+        self.forecast()?;
         self.assembler.lost(agent.lost()?);
         self.assembler.advance(monotonic_ns());
         self.give_out()
     }
 
     fn drain(&mut self) {
-        let Self { ring, assembler, naming, unnamed, .. } = self;
+        let Self { ring, assembler, naming, unnamed, forecast, .. } = self;
         while let Some(item) = ring.get_mut().next() {
             let Some(record) = record::decode(&item) else {
                 // Counts it.
@@ -382,6 +409,9 @@ impl Flow {
                 _ => {}
             }
             assembler.record(&record);
+            if let Some(forecast) = forecast {
+                forecast.note(&record);
+            }
         }
     }
 
@@ -405,10 +435,30 @@ impl Flow {
         }
     }
 
+    /// Tells what the records of this batch let expect, before all else: every moment counts.
+    fn forecast(&mut self) -> Result<()> {
+        let Self { assembler, sink, forecast: Some(forecast), .. } = self else { return Ok(()) };
+        let mut any = false;
+        forecast.forecast(assembler, self.boot_to_wall_ns, |line| {
+            any = true;
+            sink.forecast(line)
+        })?;
+        if any {
+            sink.flush()?;
+        }
+        Ok(())
+    }
+
     fn give_out(&mut self) -> Result<()> {
         let mut any = false;
         while let Some(line) = self.assembler.take() {
             self.sink.line(&line)?;
+            if let Some(forecast) = &mut self.forecast {
+                forecast.ended(&line);
+            }
+            if let Some(profile) = &self.profile {
+                profile.line(line);
+            }
             any = true;
         }
         if any {
@@ -426,7 +476,7 @@ impl Flow {
     }
 
     /// The last lines: what is still open, and the final counts.
-    fn end(&mut self, agent: &mut Agent) -> Result<()> {
+    fn end(mut self, agent: &mut Agent) -> Result<()> {
         // First, so that nothing is recorded that nobody reads.
         agent.detach()?;
         self.drain();
@@ -434,7 +484,9 @@ impl Flow {
         self.assembler.advance(monotonic_ns());
         self.assembler.finish();
         self.give_out()?;
-        self.stats(agent)
+        self.stats(agent)?;
+        self.forecast.map_or(Ok(()), forecast::live::Live::end).context("write the forecast's model")?;
+        self.profile.map_or(Ok(()), profile::live::Live::end).context("write the profile")
     }
 }
 
@@ -465,8 +517,8 @@ fn monotonic_ns() -> u64 {
     clock_ns(libc::CLOCK_MONOTONIC) as u64
 }
 
-fn wall_ns() -> i64 {
-    clock_ns(libc::CLOCK_REALTIME)
+fn boot_to_wall_ns() -> i64 {
+    clock_ns(libc::CLOCK_REALTIME) - clock_ns(libc::CLOCK_MONOTONIC)
 }
 
 /// Columns of the terminal; 100 where there is none.

@@ -75,7 +75,9 @@ pub struct Connection {
     pub connect_parent: u64,
     pub connect_ns: u64,
     pub connect_rule: u8,
-    pub pad: [u8; 7],
+    pub pad: [u8; 3],
+    /// Segments that had been sent again when the last exchange ended.
+    pub retransmits: u32,
     /// Span ids of the open exchanges, by ordinal modulo [`OPEN_MAX`]; 0 once ended.
     pub spans: [Atomic; OPEN_MAX as usize],
     /// The sequence numbers of their requests' first bytes.
@@ -106,6 +108,7 @@ impl Connection {
         self.pid = 0;
         self.reader = 0;
         self.reader_span = 0;
+        self.retransmits = 0;
         self.closed.store(0);
         for direction in [&mut self.request, &mut self.response] {
             direction.unproven = 0;

@@ -226,6 +226,22 @@ pub fn opaque_begins(scratch: &mut Scratch, connection: &mut Value<Connection>, 
     connection.opaque_span = scratch.start().context.span_id;
 }
 
+/// Puts the quality of a client's connection into the end at hand.
+#[inline(always)]
+fn measured(scratch: &mut Scratch, connection: &mut Connection) {
+    let (rtt_us, retransmits) = (scratch.rtt_us, scratch.retransmits);
+    let end = scratch.end();
+    end.rtt_us = 0;
+    end.retransmits = 0;
+    if connection.role != role::CLIENT || rtt_us == 0 {
+        return;
+    }
+    let more = retransmits.wrapping_sub(connection.retransmits);
+    connection.retransmits = retransmits;
+    end.rtt_us = rtt_us;
+    end.retransmits = if more > 255 { 255 } else { more as u8 };
+}
+
 /// The oldest open exchange has ended.
 #[inline(always)]
 pub fn response_ends(scratch: &mut Scratch, connection: &mut Value<Connection>, reason: Reason, errno: u32) {
@@ -246,9 +262,8 @@ pub fn response_ends(scratch: &mut Scratch, connection: &mut Value<Connection>, 
     end.sequence = *connection.sequence(ordinal);
     end.status = connection.status;
     end.reason = reason as u8;
-    end.pad = 0;
     end.errno = errno;
-    end.pad2 = 0;
+    measured(scratch, connection);
     connection.first_byte_ns = 0;
     connection.status = 0;
     let pid = connection.pid;
@@ -301,9 +316,8 @@ pub fn opaque_ends(scratch: &mut Scratch, connection: &mut Value<Connection>) {
     end.sequence = 0;
     end.status = 0;
     end.reason = Reason::Closed as u8;
-    end.pad = 0;
     end.errno = 0;
-    end.pad2 = 0;
+    measured(scratch, connection);
     let pid = connection.pid;
     scratch.emit(Kind::OpaqueEnd, connection.sandbox, pid);
 }

@@ -56,6 +56,10 @@ offsets! {
     OFF_TCP_WRITE_SEQ;
     /// tcp_sock.snd_nxt
     OFF_TCP_SND_NXT;
+    /// tcp_sock.srtt_us
+    OFF_TCP_SRTT_US;
+    /// tcp_sock.total_retrans
+    OFF_TCP_TOTAL_RETRANS;
     /// tcp_sock.notsent_lowat
     OFF_TCP_NOTSENT_LOWAT;
     /// net.ipv4.sysctl_tcp_notsent_lowat
@@ -208,6 +212,18 @@ impl TcpSock {
     #[inline(always)]
     pub fn write_next(self) -> u32 {
         self.0.get(&OFF_TCP_WRITE_SEQ)
+    }
+
+    /// The smoothed round-trip time in µs, which the kernel keeps eightfold; 0 before the first measurement.
+    #[inline(always)]
+    pub fn rtt_us(self) -> u32 {
+        self.0.get::<u32>(&OFF_TCP_SRTT_US) >> 3
+    }
+
+    /// Segments sent again since the connection was made.
+    #[inline(always)]
+    pub fn retransmits(self) -> u32 {
+        self.0.get(&OFF_TCP_TOTAL_RETRANS)
     }
 
     /// Bytes that may still be written before TCP_NOTSENT_LOWAT stops the writer.

@@ -13,7 +13,7 @@ use tracer_ebpf::{counter::Counter, http1::mode, record::Tag};
 use crate::{
     connection::{self, Connection, role},
     early,
-    kernel::{Sock, Typed},
+    kernel::{TcpSock, Typed},
     maps::{TAGGING, count},
     pointer::Value,
     scratch,
@@ -176,7 +176,11 @@ fn follow<const REQUEST: bool>(packet: *mut __sk_buff, connection: &mut Value<Co
     // SAFETY: the helper has no arguments.
     scratch.now = unsafe { bpf_ktime_get_ns() };
     scratch.may_pause = 0;
-    scratch.sends = u32::from(held(packet));
+    scratch.sends = 0;
+    if let Some(socket) = tcp(packet) {
+        scratch.sends = u32::from(socket.sock().is_owned());
+        scratch.measure(socket);
+    }
     scratch.tag_else = if TAGGING.load() == 0 {
         Tag::Off as u32
     } else if connection.may_tag == 0 {
@@ -189,18 +193,15 @@ fn follow<const REQUEST: bool>(packet: *mut __sk_buff, connection: &mut Value<Co
     scratch::give_back(&scratch);
 }
 
-/// Whether a process holds the packet's socket: see [`Sock::is_owned`].
+/// The packet's socket, as the kernel's own structure.
 #[inline(always)]
-fn held(packet: *mut __sk_buff) -> bool {
+fn tcp(packet: *mut __sk_buff) -> Option<TcpSock> {
     // SAFETY: the verifier knows `sk` for a socket or null; the helper gives a typed pointer or null.
     unsafe {
         let socket = (*packet).__bindgen_anon_2.sk;
         if socket.is_null() {
-            return false;
+            return None;
         }
-        match Typed::new(bpf_skc_to_tcp_sock(socket.cast())) {
-            Some(tcp) => Sock(tcp).is_owned(),
-            None => false,
-        }
+        Typed::new(bpf_skc_to_tcp_sock(socket.cast())).map(TcpSock)
     }
 }

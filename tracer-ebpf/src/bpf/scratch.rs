@@ -21,6 +21,7 @@ use crate::{
     atomic::Atomic,
     attribution::{Invocation, Parent},
     bound::clamp,
+    kernel::TcpSock,
     maps::{RECORDS, count},
     pointer::Value,
 };
@@ -67,6 +68,10 @@ pub struct Scratch {
     pub verdict: u32,
     /// CLOCK_MONOTONIC of this run, ns.
     pub now: u64,
+    /// The socket's smoothed round-trip time in µs and the segments it has sent again, where a hook has it at hand; a
+    /// time of 0 says that none has.
+    pub rtt_us: u32,
+    pub retransmits: u32,
     /// What the next step is to do ([`tracer_ebpf::http1::Event`]).
     pub next: u32,
     /// The sequence number of the stream's first byte, carried ones included.
@@ -114,8 +119,12 @@ static SCRATCH: PerCpuArray<Scratch, SLOTS> = PerCpuArray::new();
 #[inline(always)]
 fn try_slot(slot: u32) -> Option<Value<Scratch>> {
     // SAFETY: an element of a per-CPU array.
-    let scratch = unsafe { Value::new(SCRATCH.get_ptr_mut(slot)?) }?;
-    if scratch.taken.try_lock() { Some(scratch) } else { None }
+    let mut scratch = unsafe { Value::new(SCRATCH.get_ptr_mut(slot)?) }?;
+    if !scratch.taken.try_lock() {
+        return None;
+    }
+    scratch.rtt_us = 0;
+    Some(scratch)
 }
 
 /// Takes a slot of this CPU. The caller must [`give_back`] it.
@@ -201,6 +210,13 @@ impl Scratch {
     #[inline(always)]
     pub fn last_but_one(&self) -> u8 {
         self.window.byte(self.cursor.at.wrapping_sub(2))
+    }
+
+    /// Notes the quality of the connection, for the end of a call.
+    #[inline(always)]
+    pub fn measure(&mut self, socket: TcpSock) {
+        self.rtt_us = socket.rtt_us();
+        self.retransmits = socket.retransmits();
     }
 
     /// Hands the record to user space, or counts it as lost.

@@ -285,13 +285,14 @@ impl Assembler {
             tag: Cow::Borrowed(span.tag.name()),
             parent_by: Cow::Borrowed(span.rule.name()),
             after_response: span.flags & START_AFTER_RESPONSE != 0,
+            channel: span.channel,
             error: error(span, missing),
             children,
         })
     }
 
     /// Function and sandbox of a cgroup id.
-    fn names(&self, cgroup_id: u64) -> (Arc<str>, Arc<str>) {
+    pub(super) fn names(&self, cgroup_id: u64) -> (Arc<str>, Arc<str>) {
         match self.sandboxes.get(&cgroup_id).and_then(|sandbox| sandbox.info.as_ref()) {
             Some(info) => (info.function.clone(), info.path.clone()),
             None => {
@@ -346,19 +347,20 @@ impl Peers {
     /// Beyond so many all are forgotten: a scan of the network is not worth a better rule.
     const MAX: usize = 4096;
 
-    /// Address and port of the peer, IPv4 in its own form.
     fn name(&mut self, wire: &Wire) -> Arc<str> {
         if self.0.len() >= Self::MAX {
             self.0.clear();
         }
-        let name = || {
-            let address = Ipv6Addr::from(wire.remote);
-            match address.to_ipv4_mapped() {
-                Some(v4) => format!("{v4}:{}", wire.remote_port).into(),
-                None => format!("[{address}]:{}", wire.remote_port).into(),
-            }
-        };
-        self.0.entry((wire.remote, wire.remote_port)).or_insert_with(name).clone()
+        self.0.entry((wire.remote, wire.remote_port)).or_insert_with(|| peer_name(wire).into()).clone()
+    }
+}
+
+/// Address and port of the peer, IPv4 in its own form.
+pub(crate) fn peer_name(wire: &Wire) -> String {
+    let address = Ipv6Addr::from(wire.remote);
+    match address.to_ipv4_mapped() {
+        Some(v4) => format!("{v4}:{}", wire.remote_port),
+        None => format!("[{address}]:{}", wire.remote_port),
     }
 }
 

@@ -12,6 +12,7 @@
 mod emit;
 mod join;
 mod span;
+mod standing;
 mod totals;
 
 #[cfg(test)]
@@ -28,9 +29,11 @@ use tracer_ebpf::record::{Body, End, Header, Kind, Reason, Record, Rule, START_F
 
 use crate::{
     head::{Head, Keep},
-    path::Line,
+    path::{Channel, Line},
 };
+pub(crate) use emit::peer_name;
 use span::{Class, DEPTH_MAX, Join, Map, NONE, PartOf, Span, Tree};
+pub use standing::{Standing, What};
 pub use totals::{Joins, Records, Totals};
 
 /// How the assembler works.
@@ -253,6 +256,7 @@ impl Assembler {
             next: NONE,
             errno: 0,
             status: 0,
+            channel: None,
             class,
             depth: 0,
             flags: start.flags,
@@ -502,6 +506,7 @@ impl Assembler {
         span.first_byte_ns = end.first_byte_ns;
         span.status = end.status;
         span.errno = end.errno;
+        span.channel = Channel::of(end).filter(|_| class != Class::Invocation);
         // A reason of a newer kernel half tells that something is wrong, not what.
         span.reason = Reason::from_u8(end.reason).unwrap_or(Reason::Missed);
         if span.given_out() {

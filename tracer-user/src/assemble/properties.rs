@@ -231,9 +231,9 @@ fn hostile() -> impl Strategy<Value = (Header, Body<'static>)> {
             sequence,
             status,
             reason,
-            pad: 0,
+            retransmits: 0,
             errno: 111,
-            pad2: 0,
+            rtt_us: 0,
         },
     );
     let at = prop_oneof![0..50u64, Just(0), Just(u64::MAX)];

@@ -7,7 +7,7 @@ use tracer_ebpf::{
     traceparent::Context,
 };
 
-use super::{Assembler, Config, SandboxInfo, trees::blank};
+use super::{Assembler, Config, SandboxInfo, What, trees::blank};
 use crate::path::{Call, Invocation, JoinedBy, Late, Line, Node, Path, SpanId};
 
 const MS: u64 = 1_000_000;
@@ -99,7 +99,7 @@ impl Run {
 
     fn end_of(span: Span, status: u16, reason: Reason, errno: u32) -> End {
         let (conn, sequence, reason) = (span.conn, span.sequence, reason as u8);
-        End { conn, span: span.id, first_byte_ns: 0, sequence, status, reason, pad: 0, errno, pad2: 0 }
+        End { conn, span: span.id, first_byte_ns: 0, sequence, status, reason, retransmits: 2, errno, rtt_us: 150 }
     }
 
     fn leave(&mut self, span: Span) {
@@ -200,7 +200,8 @@ fn a_path_says_what_the_contract_promises() {
         r#""http":{"method":"GET","path":"/x","status":200},"children":[{"kind":"call","span_id":"0000000000000007","#,
         r#""to":"inventory","peer":"127.0.0.1:8080","host":"h","start_us":1000,"duration_us":3000,"#,
         r#""http":{"method":"GET","path":"/x","status":200},"tag":"injected","parent_by":"exclusive","#,
-        r#""after_response":false,"children":[{"kind":"invocation","span_id":"0000000000000008","function":"inventory","#,
+        r#""after_response":false,"channel":{"rtt_us":150,"retransmits":2},"#,
+        r#""children":[{"kind":"invocation","span_id":"0000000000000008","function":"inventory","#,
         r#""sandbox":"/fns/inventory-1","pid":5,"start_us":2000,"duration_us":1000,"cold":false,"#,
         r#""http":{"method":"GET","path":"/x","status":200},"joined_by":"tag","children":[]}]}]}}"#,
     );
@@ -209,6 +210,34 @@ fn a_path_says_what_the_contract_promises() {
     assert!(matches!(Line::parse(&more).unwrap(), Some(Line::Path(_))));
     assert_eq!(Line::parse(r#"{"fntrace":1,"type":"stats"}"#).unwrap(), None);
     assert!(Line::parse(&json.replace("\"fntrace\":1", "\"fntrace\":2")).is_err());
+}
+
+#[test]
+fn a_span_in_flight_has_its_standing() {
+    let mut run = Run::new();
+    let (root, out, inner) = (invocation(1, 100).wire(wire(80, 9)), call(1, 7, 100), invocation(2, 8).inbound(7));
+    let further = Span { conn: 900, ..call(2, 9, 8) };
+    run.enter(root);
+    run.call(out);
+    let stands = |run: &Run, what, id| {
+        let standing = run.assembler.standing(what, SpanId(id))?;
+        let host = standing.host.map(str::to_owned);
+        Some((standing.root.0, standing.above.map(|id| id.0), standing.caller.map(|id| id.0), standing.function, host))
+    };
+    assert_eq!(stands(&run, What::Call, 7), Some((100, Some(100), Some(100), None, Some("h".to_owned()))));
+    run.enter(inner);
+    run.call(further);
+    let function = |id| Some(Arc::from(format!("cgroup:{id}")));
+    assert_eq!(stands(&run, What::Invocation, 100), Some((100, None, None, function(1), None)));
+    assert_eq!(stands(&run, What::Call, 7).and_then(|standing| standing.3), function(2));
+    assert_eq!(stands(&run, What::Invocation, 8), Some((100, Some(7), None, function(2), None)));
+    // What caused the invocation that makes the call is the call above it.
+    assert_eq!(stands(&run, What::Call, 9).map(|standing| (standing.1, standing.2)), Some((Some(8), Some(7))));
+    assert_eq!(stands(&run, What::Call, 100), None);
+    [further, out].into_iter().for_each(|span| run.answer(span));
+    [inner, root].into_iter().for_each(|span| run.leave(span));
+    run.lines();
+    assert_eq!(stands(&run, What::Call, 7), None, "given out");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::{collections::HashMap, net::Ipv6Addr};
 
 use tracer_ebpf::record::{Reason, Rule, Tag, Wire};
 
-use crate::head::Head;
+use crate::{head::Head, path::Channel};
 
 /// Span ids can be a tenant's choice, so the hash is seeded; nothing may depend on a map's order.
 pub(super) type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
@@ -71,6 +71,7 @@ pub(super) struct Span {
     pub next: u32,
     pub errno: u32,
     pub status: u16,
+    pub channel: Option<Channel>,
     pub class: Class,
     pub depth: u8,
     pub flags: u8,

@@ -194,9 +194,9 @@ impl Builder {
             sequence: 0,
             status,
             reason: reason as u8,
-            pad: 0,
+            retransmits: 0,
             errno: 0,
-            pad2: 0,
+            rtt_us: 0,
         };
         self.requests.push(Request { conn, call, header, start, end, end_ns, head: head.into_bytes() });
     }

@@ -44,6 +44,13 @@ impl Front {
         Arc::new(Self { slice, function, current: Mutex::default() })
     }
 
+    /// Starts a sandbox if none takes requests, as a platform may that expects one. Says whether it did.
+    pub async fn warm(&self) -> Result<bool> {
+        let before = self.current.lock().await.started;
+        drop(self.connect().await?);
+        Ok(self.current.lock().await.started > before)
+    }
+
     /// Listens, and returns where; serves until the returned task is aborted.
     pub async fn listen(self: Arc<Self>) -> Result<(SocketAddr, JoinHandle<()>)> {
         let listener = TcpListener::bind("127.0.0.1:0").await.context("listen on loopback")?;

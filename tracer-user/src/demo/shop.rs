@@ -1,6 +1,6 @@
 //! The shop: who calls whom, what is outside, and the load.
 
-use std::{io, net::SocketAddr, path::Path, time::Duration};
+use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use hyper::StatusCode;
@@ -23,6 +23,7 @@ use super::{
 pub struct Shop {
     slice: Owner,
     checkout: Peer,
+    mailer: Arc<Front>,
     /// Not read; ends with the shop.
     _outside: Outside,
 }
@@ -73,7 +74,8 @@ impl Shop {
         let (vouchers, dead) = nobody().context("reserve a port at which nobody answers")?;
         outside.dead = Some(dead);
         // Not started yet: the first order's mail does that.
-        let (mailer, task) = Front::new(slice.share(), Function::Mailer).listen().await?;
+        let front = Front::new(slice.share(), Function::Mailer);
+        let (mailer, task) = Arc::clone(&front).listen().await?;
         outside.tasks.push(task);
 
         let start = async |function: Function, peers: &[(&str, SocketAddr)]| -> Result<SocketAddr> {
@@ -99,7 +101,7 @@ impl Shop {
             ("notify", notify),
         ];
         let checkout = start(Function::Checkout, &peers).await?;
-        Ok(Self { slice, checkout: Peer::new(checkout, "shop.example"), _outside: outside })
+        Ok(Self { slice, checkout: Peer::new(checkout, "shop.example"), mailer: front, _outside: outside })
     }
 
     /// The cgroup that holds every sandbox of the shop: what the agent is to trace.
@@ -132,6 +134,12 @@ impl Shop {
     /// in 9 is paid with a voucher, and nobody is there to take it.
     pub async fn order(&self, n: u64) -> Result<Answer> {
         self.checkout.post("/checkout", &order(n)).await
+    }
+
+    /// Starts a sandbox of the function of that name ahead of its next call, if it is one that is started on demand and
+    /// none is there. Returns when it takes requests, and whether it was started.
+    pub async fn warm(&self, function: &str) -> Result<bool> {
+        if function == Function::Mailer.name() { self.mailer.warm().await } else { Ok(false) }
     }
 
     /// Ends all functions and removes their sandboxes.

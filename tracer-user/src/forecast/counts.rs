@@ -1,5 +1,7 @@
 //! How often each callee came next in a context, with slow forgetting.
 
+use serde::{Deserialize, Serialize};
+
 /// A callee, by the hash of its name.
 pub(super) type Fun = u64;
 
@@ -14,7 +16,7 @@ const WIDTH: usize = 8;
 const KEEP: f32 = 0.9985;
 
 /// The counts of one context.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Counts {
     total: f32,
     entries: [(Fun, f32); WIDTH],

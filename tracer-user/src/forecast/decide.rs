@@ -72,6 +72,7 @@ mod tests {
             expected_ms: Some(12.0),
             interval_ms: Some([10.0, 15.0]),
             known,
+            channel: None,
         }
     }
 

@@ -1,10 +1,12 @@
 //! Samples of one delay: the latest 64, in order of size, so that quantiles and truncation cost nothing to compute.
 
+use serde::{Deserialize, Serialize};
+
 /// Samples kept.
 const DEPTH: usize = 64;
 
 /// The latest delays, in ms.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Delays {
     /// In order of arrival, as a ring.
     ring: Vec<f32>,

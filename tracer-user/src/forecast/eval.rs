@@ -287,7 +287,7 @@ pub fn file(path: &Path, settings: &Settings, mut broken: impl FnMut(u64, &str))
         lines.set(number);
         Ok(())
     };
-    input::lines(reader()?, counted, |number, _| lines.set(number));
+    input::lines(reader()?, input::MAX_LINE, counted, |number, _| lines.set(number));
     let mut report = read(reader()?, (lines.get() as f64 * f64::from(settings.train)) as u64, settings, &mut broken);
     report.file = path.display().to_string();
     Ok(report)

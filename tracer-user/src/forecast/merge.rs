@@ -98,6 +98,7 @@ mod tests {
                     caller: None,
                     external: false,
                     started_us: Some(base + step * 10 + 15),
+                    served_us: None,
                     ended_us: None,
                     cold: None,
                 })

@@ -10,6 +10,7 @@ mod counts;
 mod decide;
 mod delays;
 pub mod eval;
+pub mod live;
 mod merge;
 mod model;
 mod predict;
@@ -21,12 +22,18 @@ mod timing;
 mod warm;
 
 #[cfg(test)]
+mod published;
+#[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::{
+    io::{self, Read, Write},
+    sync::Arc,
+};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use crate::path::{Channel, Version};
 use counts::{END, Fun, NOVEL};
 pub use decide::{ForecastType, Line, Rule};
 use model::{Model, Outlook};
@@ -104,6 +111,9 @@ pub struct Forecast {
     pub interval_ms: Option<[f32; 2]>,
     /// False where too little was seen to stand by the numbers.
     pub known: bool,
+    /// Of an external service: the connection of the last call to it, as the kernel sees it from here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub channel: Option<Channel>,
 }
 
 /// What comes next in a path.
@@ -130,7 +140,7 @@ pub enum AsOf {
     Latest,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Name {
     name: Arc<str>,
     /// A sandbox was seen to begin to work on a call to it.
@@ -152,6 +162,15 @@ impl Live {
         let later = later.as_deref().filter(|_| as_of == AsOf::Latest);
         later.or(call.as_deref())
     }
+}
+
+/// What stays of a forecaster in a file.
+#[derive(Serialize, Deserialize)]
+struct Learned<N, M, T> {
+    fntrace: Version,
+    names: N,
+    model: M,
+    timing: T,
 }
 
 /// Learns from paths and forecasts their calls.
@@ -181,6 +200,26 @@ impl Forecaster {
             timing: Timing::new(),
             frozen: false,
         }
+    }
+
+    /// Reads what [`Self::save`] wrote, for a forecaster that follows as many paths as the default.
+    ///
+    /// # Errors
+    ///
+    /// It is not what this version writes.
+    pub fn load(reader: impl Read) -> io::Result<Self> {
+        let Learned { names, model, timing, .. } = serde_json::from_reader(reader)?;
+        Ok(Self { names, model, timing, ..Self::default() })
+    }
+
+    /// Writes what was learned, as one JSON object. Paths that run are not part of it.
+    ///
+    /// # Errors
+    ///
+    /// Those of the writer.
+    pub fn save(&self, writer: impl Write) -> io::Result<()> {
+        let (names, model, timing) = (&self.names, &self.model, &self.timing);
+        Ok(serde_json::to_writer(writer, &Learned { fntrace: Version, names, model, timing })?)
     }
 
     /// Stops learning, or goes on with it. Paths are followed either way.
@@ -335,6 +374,7 @@ impl Forecaster {
                     expected_ms: Some(estimate.expected()),
                     interval_ms: Some(estimate.interval()),
                     known,
+                    channel: None,
                 },
             ));
         }
@@ -356,6 +396,7 @@ impl Forecaster {
                     interval_ms: estimate.map(|estimate| estimate.interval()),
                     known: outlook.evidence >= THIN
                         && estimate.is_some_and(|estimate| estimate.evidence as f32 >= THIN),
+                    channel: None,
                 },
             ));
         }

@@ -5,6 +5,8 @@
 //! the callees race in time ([`race`]). Their probabilities are multiplied, each to the power of a weight; the weights
 //! follow the gradient of the log loss, call by call, so an expert that misleads in some place loses its say there.
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     counts::{Counts, END, Fun, NOVEL},
     race::{self, Outcome, RUNNERS},
@@ -73,14 +75,14 @@ impl Outlook {
 }
 
 /// Everything that is learned but the delays.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Model {
     contexts: Table<Counts>,
     /// Kept apart for just after a call and later, and for none, one or more of the likely callees having been caused.
     weights: [Weights; 6],
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Weights {
     of: [f32; EXPERTS],
     steps: u32,

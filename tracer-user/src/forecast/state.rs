@@ -1,5 +1,7 @@
 //! What is known of a path while it runs.
 
+use serde::{Deserialize, Serialize};
+
 use super::{counts::Fun, table::mix};
 
 /// Functions of a path that are remembered: the root and the latest others.
@@ -8,7 +10,7 @@ const SEEN: usize = 24;
 const OPEN: usize = 64;
 
 /// What happened to a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Moment {
     /// It was made.
     Called,

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use foldhash::fast::FixedState;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// At most `limit` entries; when full, the quarter that was longest unused goes. Keys are hashes of what is remembered.
 /// The seed is fixed: the same input gives the same forecasts. Whoever crafts colliding names gets bad forecasts for
@@ -18,6 +19,27 @@ pub(super) struct Table<V> {
 struct Entry<V> {
     used: u64,
     value: V,
+}
+
+/// The limit, then the entries, the longest unused first.
+impl<V: Serialize> Serialize for Table<V> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut entries: Vec<_> = self.entries.iter().collect();
+        entries.sort_unstable_by_key(|(_, entry)| entry.used);
+        let entries: Vec<_> = entries.into_iter().map(|(key, entry)| (key, &entry.value)).collect();
+        (self.limit, entries).serialize(serializer)
+    }
+}
+
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for Table<V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (limit, entries) = <(usize, Vec<(u64, V)>)>::deserialize(deserializer)?;
+        let mut table = Self::new(limit);
+        for (key, value) in entries {
+            table.touch(key, || value);
+        }
+        Ok(table)
+    }
 }
 
 impl<V> Table<V> {

@@ -5,6 +5,8 @@
 //! seen, the one whose delay varies least says when the callee comes. That finds the caller without being told: the
 //! delay from the caller's start is nearly constant, that from anything else carries somebody's queue.
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     counts::Fun,
     delays::Delays,
@@ -22,7 +24,7 @@ const FOLLOWERS: usize = 24;
 pub(super) const SAMPLES: usize = 24;
 
 /// An event of a path from which delays are counted.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Anchor {
     of: Fun,
     moment: Moment,
@@ -34,7 +36,7 @@ struct Anchor {
 }
 
 /// The event that seems to cause the call: it nearly always comes before it, and nothing else is as regular.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Cause {
     of: Fun,
     /// An answer; else a start.
@@ -44,7 +46,7 @@ struct Cause {
     spread: f32,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Function {
     /// Calls to it.
     count: u32,
@@ -56,7 +58,7 @@ struct Function {
 }
 
 /// A callee that comes after a function in some paths.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Follower {
     pub(super) callee: Fun,
     /// The share of paths in which it came, of late.
@@ -66,7 +68,7 @@ pub(super) struct Follower {
 }
 
 /// Delays of all functions.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Timing {
     functions: Table<Function>,
 }

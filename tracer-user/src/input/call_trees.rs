@@ -60,6 +60,7 @@ pub(super) fn trace(text: &str) -> Result<Trace, String> {
             caller: None,
             external: !server,
             started_us: server.then_some(span.start_us),
+            served_us: ended_us.filter(|_| server),
             ended_us,
             cold: None,
         });
@@ -76,6 +77,7 @@ pub(super) fn trace(text: &str) -> Result<Trace, String> {
                 call.callee = Arc::from(&*span.service);
                 call.external = false;
                 call.started_us = Some(span.start_us);
+                call.served_us = span.duration_us.map(|duration| span.start_us.saturating_add_unsigned(duration));
             }
         }
     }

@@ -37,6 +37,7 @@ pub(super) fn trace(text: &str) -> Result<Trace, String> {
         caller: None,
         external: false,
         started_us: Some(us(activation.t + activation.wait.max(0.0) + activation.init.max(0.0))),
+        served_us: None,
         ended_us: None,
         cold: Some(activation.init > 0.0),
     });

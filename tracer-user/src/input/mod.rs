@@ -7,6 +7,7 @@
 mod call_trees;
 mod faas_chains;
 pub mod paths;
+mod tree;
 
 use std::{
     fs::File,
@@ -17,7 +18,9 @@ use std::{
 
 use flate2::bufread::MultiGzDecoder;
 
-/// The longest line that is read, in bytes. A longer one is reported and passed over.
+use crate::path::Line;
+
+/// The longest line of a path that is read, in bytes. A longer one is reported and passed over.
 pub const MAX_LINE: usize = 16 << 20;
 
 /// What a line holds.
@@ -53,6 +56,8 @@ pub struct Call {
     pub external: bool,
     /// When the callee's sandbox began to work on it, in µs since 1970.
     pub started_us: Option<i64>,
+    /// When the callee had answered, in µs since 1970.
+    pub served_us: Option<i64>,
     /// When the answer was there, in µs since 1970.
     pub ended_us: Option<i64>,
     /// Whether the sandbox had to be made for it.
@@ -99,10 +104,11 @@ fn decompress(mut plain: BufReader<Box<dyn Read>>) -> io::Result<Box<dyn BufRead
 }
 
 /// Hands each line to `line` with its number, counting from 1; empty lines are passed over. A line that `line` refuses,
-/// that is too long or not UTF-8 goes to `broken` with the reason. So does an error of the reader (a truncated gzip
+/// that is longer than `longest` bytes or not UTF-8 goes to `broken` with the reason. So does an error of the reader (a truncated gzip
 /// stream), which ends the reading: what came before it counts.
 pub fn lines(
     mut reader: impl BufRead,
+    longest: usize,
     mut line: impl FnMut(u64, &str) -> Result<(), String>,
     mut broken: impl FnMut(u64, &str),
 ) {
@@ -111,15 +117,15 @@ pub fn lines(
     loop {
         number += 1;
         buffer.clear();
-        let read = match (&mut reader).take(MAX_LINE as u64 + 1).read_until(b'\n', &mut buffer) {
+        let read = match (&mut reader).take(longest as u64 + 1).read_until(b'\n', &mut buffer) {
             Ok(read) => read,
             Err(error) => return broken(number, &format!("reading ends here: {error}")),
         };
         if read == 0 {
             return;
         }
-        if read > MAX_LINE && buffer.last() != Some(&b'\n') {
-            broken(number, &format!("the line is longer than {} MiB", MAX_LINE >> 20));
+        if read > longest && buffer.last() != Some(&b'\n') {
+            broken(number, &format!("the line is longer than {} MiB", longest >> 20));
             if let Err(error) = reader.skip_until(b'\n') {
                 return broken(number, &format!("reading ends here: {error}"));
             }
@@ -143,6 +149,7 @@ pub fn lines(
 pub fn traces(reader: impl BufRead, format: Format, mut each: impl FnMut(u64, Trace), broken: impl FnMut(u64, &str)) {
     lines(
         reader,
+        MAX_LINE,
         |number, text| {
             let trace = match format {
                 Format::Paths => paths::trace(text)?,
@@ -156,6 +163,16 @@ pub fn traces(reader: impl BufRead, format: Format, mut each: impl FnMut(u64, Tr
         },
         broken,
     );
+}
+
+/// Reads a line as a path. `None` for one that holds none. Formats without ids get trace ids from the line's number.
+pub fn line(text: &str, number: u64, format: Format) -> Result<Option<Line>, String> {
+    let trace = match format {
+        Format::Paths => return paths::line(text),
+        Format::CallTrees => call_trees::trace(text)?,
+        Format::FaasChains => faas_chains::trace(text)?,
+    };
+    Ok(tree::path(&trace, number).map(Line::Path))
 }
 
 #[cfg(test)]

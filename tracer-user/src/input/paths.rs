@@ -45,7 +45,8 @@ impl Trace {
                     call.external = false;
                     call.started_us = Some(at_us);
                     call.cold = Some(invocation.cold);
-                    call.ended_us = call.ended_us.or(ended_us.filter(|_| invocation.ended));
+                    call.served_us = ended_us.filter(|_| invocation.ended);
+                    call.ended_us = call.ended_us.or(call.served_us);
                     caller
                 }
                 (Node::Invocation(invocation), None) => {
@@ -55,6 +56,7 @@ impl Trace {
                         caller,
                         external: false,
                         started_us: Some(at_us),
+                        served_us: ended_us.filter(|_| invocation.ended),
                         ended_us: ended_us.filter(|_| invocation.ended),
                         cold: Some(invocation.cold),
                     });
@@ -63,10 +65,12 @@ impl Trace {
                 (Node::Call(call), _) => {
                     calls.push(Call {
                         at_us,
-                        callee: Arc::clone(&call.to),
+                        // A name says more than an address, and stays when the address does not.
+                        callee: call.host.as_deref().map_or_else(|| Arc::clone(&call.to), Arc::from),
                         caller,
                         external: true,
                         started_us: None,
+                        served_us: None,
                         ended_us: ended_us.filter(|_| call.ended),
                         cold: None,
                     });

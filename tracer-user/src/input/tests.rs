@@ -130,3 +130,28 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_has_no_tree_of_its_own_becomes_one_for_the_profile() {
+    let chain = br#"{"calls":[{"t":1000,"fn":"a","wait":5,"init":0},{"t":1022.5,"fn":"b","wait":200,"init":30}]}"#;
+    let Ok(Some(Line::Path(path))) = line(std::str::from_utf8(chain).unwrap(), 7, Format::FaasChains) else { panic!() };
+    assert_eq!((path.start.0, path.trace_id.0[1]), (1_000_000, 7));
+    // It is what the sequence was made of.
+    let back = Trace::from_path(path.start.0, &path.root);
+    let seen: Vec<_> = back.calls.iter().map(|call| (&*call.callee, call.at_us, call.started_us, call.cold)).collect();
+    assert_eq!(seen[1], ("b", 1_022_500, Some(1_252_500), Some(true)));
+    assert_eq!(back.calls.len(), 2);
+}
+
+#[test]
+fn a_deep_tree_is_made_flat_where_it_is_too_deep() {
+    let spans: Vec<String> = (0..20_000)
+        .map(|id: u32| {
+            let parent = id.checked_sub(1).map_or("null".to_owned(), |parent| format!("\"{parent}\""));
+            format!(r#"{{"id":"{id}","parent":{parent},"service":"s","op":"o","kind":"server","start_us":{id}}}"#)
+        })
+        .collect();
+    let text = format!("{{\"spans\":[{}]}}", spans.join(","));
+    let Ok(Some(Line::Path(path))) = line(&text, 1, Format::CallTrees) else { panic!() };
+    assert_eq!(Trace::from_path(0, &path.root).calls.len(), 20_000);
+}

@@ -1,8 +1,7 @@
 //! `fntrace profile`: paths in, a profile out.
 
 use std::{
-    fs::File,
-    io::{self, BufRead, BufReader, BufWriter, IsTerminal, Write},
+    io::{self, BufRead, BufWriter, IsTerminal, Write},
     path::{Path as FilePath, PathBuf},
     process::ExitCode,
 };
@@ -17,7 +16,7 @@ use super::{
     form::{Format, Look, Report},
     late::Late,
 };
-use crate::path::Line;
+use crate::{input, text::harmless};
 
 /// Makes a profile of call paths: where the time goes, and what to change.
 ///
@@ -27,6 +26,9 @@ pub struct Args {
     /// Files to read; `-` is standard input, which is also read if there is none.
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
+    /// What a line of the files holds; plain or gzip.
+    #[arg(long, value_enum, default_value_t)]
+    input: input::Format,
     /// The form of the output.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -63,12 +65,12 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let files = if args.files.is_empty() { std::slice::from_ref(&stdin) } else { &args.files };
     let mut profile = Profile::default();
     for file in files {
-        read(&mut profile, file, &mut errors)?;
+        read(&mut profile, file, args.input, &mut errors)?;
     }
     let changes = match &args.against {
         Some(file) => {
             let mut old = Profile::default();
-            read(&mut old, file, &mut errors)?;
+            read(&mut old, file, args.input, &mut errors)?;
             Some(compare(&old, &profile))
         }
         None => None,
@@ -95,58 +97,56 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn read(profile: &mut Profile, file: &FilePath, errors: &mut dyn Write) -> anyhow::Result<()> {
-    let name = file.display().to_string();
-    if name == "-" {
-        return read_lines(profile, io::stdin().lock(), "standard input", errors).context("cannot read standard input");
-    }
-    let opened = File::open(file).with_context(|| format!("cannot open {name}"))?;
-    read_lines(profile, BufReader::with_capacity(1 << 16, opened), &name, errors)
-        .with_context(|| format!("cannot read {name}"))
-}
-
-/// Longest line of paths: what is longer is no path of this agent's. A profile's line may be longer.
-const LINE_MAX: u64 = 256 << 20;
-/// Broken lines that are reported each for itself.
-const BROKEN_MAX: u64 = 20;
-
-/// Reads lines of paths and profiles into `profile`.
-pub fn read_lines(
-    profile: &mut Profile,
-    mut reader: impl BufRead,
-    name: &str,
-    errors: &mut dyn Write,
-) -> io::Result<()> {
-    let (mut line, mut number, mut broken) = (Vec::new(), 0u64, 0u64);
-    let mut late = Late::default();
-    loop {
-        line.clear();
-        if io::Read::take(&mut reader, LINE_MAX).read_until(b'\n', &mut line)? == 0 {
-            break;
-        }
-        number += 1;
-        let text = line.trim_ascii();
-        if text.is_empty() {
-            continue;
-        }
-        if let Err(error) = read_line(profile, &mut late, text) {
-            broken += 1;
-            if broken <= BROKEN_MAX {
-                // Who reads on although nobody reads the errors is right to.
-                let _ = writeln!(errors, "{name}: line {number} passed over: {error}");
-            }
-        }
-    }
-    late.finish(profile);
-    if broken > BROKEN_MAX {
-        let _ = writeln!(errors, "{name}: {broken} of {number} lines passed over");
-    }
+fn read(profile: &mut Profile, file: &FilePath, format: input::Format, errors: &mut dyn Write) -> anyhow::Result<()> {
+    let stdin = file.as_os_str() == "-";
+    let name = if stdin { "standard input".to_owned() } else { file.display().to_string() };
+    let reader = input::open(file).with_context(|| format!("cannot open {name}"))?;
+    read_lines(profile, reader, format, &name, errors);
     Ok(())
 }
 
-fn read_line(profile: &mut Profile, late: &mut Late, line: &[u8]) -> Result<(), String> {
-    let text = str::from_utf8(line).map_err(|error| error.to_string())?;
-    match Line::parse(text).map_err(|error| error.to_string())? {
+/// Longest line: a profile's may be longer than any path's.
+const LINE_MAX: usize = 256 << 20;
+/// Broken lines that are reported each for itself.
+const BROKEN_MAX: u64 = 20;
+
+/// Reads lines of paths and profiles into `profile`, and tells `errors` of those that are neither. So is a stream told of
+/// that breaks off: what came before counts.
+pub fn read_lines(
+    profile: &mut Profile,
+    reader: impl BufRead,
+    format: input::Format,
+    name: &str,
+    errors: &mut dyn Write,
+) {
+    let mut late = Late::default();
+    let mut broken = 0;
+    input::lines(
+        reader,
+        LINE_MAX,
+        |number, text| read_line(profile, &mut late, text, number, format),
+        |number, error| {
+            broken += 1;
+            if broken <= BROKEN_MAX {
+                // Who reads on although nobody reads the errors is right to.
+                let _ = writeln!(errors, "{name}: line {number} passed over: {}", harmless(error, 200));
+            }
+        },
+    );
+    late.finish(profile);
+    if broken > BROKEN_MAX {
+        let _ = writeln!(errors, "{name}: {broken} lines passed over");
+    }
+}
+
+fn read_line(
+    profile: &mut Profile,
+    late: &mut Late,
+    text: &str,
+    number: u64,
+    format: input::Format,
+) -> Result<(), String> {
+    match input::line(text, number, format)? {
         Some(line) => late.line(profile, line),
         // `Line` knows no profiles, and those of other programs' lines that look like one are rare enough to be parsed.
         None if text.contains(r#""type":"profile""#) => {

@@ -240,7 +240,7 @@ fn of_edge(found: &mut Vec<Finding>, profile: &Profile, caller: (&Name, &Functio
                         "{} of {} invocations waited for a cold start; they are most of the slowest hundredth",
                         edge.cold_tally.times, function.invocations
                     ),
-                    "Keep a sandbox of the callee warm, warm it when the caller starts (`fntrace forecast`), or make it \
+                    "Keep a sandbox of the callee warm, warm it when the caller starts (fntrace run --forecast), or make it \
                      start faster.",
                 )
             });

@@ -11,6 +11,7 @@ pub mod findings;
 pub mod form;
 pub mod histogram;
 pub mod late;
+pub mod live;
 mod patterns;
 pub mod sample;
 pub mod stats;

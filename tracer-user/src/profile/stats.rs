@@ -207,6 +207,12 @@ pub struct Edge {
     pub callee_latency: Histogram,
     /// The difference of the two: network, and queues on the way there and back.
     pub network: Histogram,
+    /// The smoothed round-trip time of the connection, as the caller's kernel had it when the call ended.
+    #[serde(default)]
+    pub rtt: Histogram,
+    /// Segments that the caller's kernel sent again.
+    #[serde(default)]
+    pub retransmits: u64,
     /// Calls that failed: 5xx, 408, 429, or broken below HTTP.
     pub errors: u64,
     /// Calls that were not seen to end. They are in no time.
@@ -254,6 +260,8 @@ merge_fields!(Edge {
     latency,
     callee_latency,
     network,
+    rtt,
+    retransmits,
     errors,
     unfinished,
     retries,

@@ -369,6 +369,10 @@ fn call(edge: &mut Edge, scene: &Scene<'_>, view: &View<'_>) {
         }
         None => edge.unfinished += 1,
     }
+    if let Some(channel) = view.call.and_then(|call| call.channel) {
+        edge.rtt.add(u64::from(channel.rtt_us));
+        edge.retransmits += u64::from(channel.retransmits);
+    }
     edge.cold += u64::from(view.callee.is_some_and(|callee| callee.cold));
     if let Some(http) = view.http() {
         edge.path_min.add(&http.path);

@@ -6,7 +6,7 @@ pub mod tree;
 
 use std::io::{self, Write};
 
-use crate::path::Line;
+use crate::{forecast, path::Line};
 use ndjson::Ndjson;
 use stats::Stats;
 use tree::{Look, Tree};
@@ -52,6 +52,14 @@ impl<W: Write> Sink<W> {
         match self {
             Self::Tree(sink) => sink.stats(stats),
             Self::Ndjson(sink) => sink.object(stats),
+        }
+    }
+
+    /// Writes a forecast.
+    pub fn forecast(&mut self, line: &forecast::Line) -> io::Result<()> {
+        match self {
+            Self::Tree(sink) => sink.forecast(line),
+            Self::Ndjson(sink) => sink.object(line),
         }
     }
 

@@ -7,6 +7,7 @@ use anstyle::{AnsiColor, Style};
 use unicode_width::UnicodeWidthStr;
 
 use super::stats::Stats;
+use crate::forecast;
 use crate::path::{Call, Http, Invocation, Line, Node};
 use crate::text::harmless;
 
@@ -128,6 +129,23 @@ impl<W: Write> Tree<W> {
         row.push(DIM, format!("stats: {stats}"));
         // All of it, however wide: here every figure counts.
         self.pieces(&row);
+        self.buffer.push(b'\n');
+        self.writer.write_all(&self.buffer)
+    }
+
+    /// Writes a forecast, in a row.
+    pub fn forecast(&mut self, line: &forecast::Line) -> io::Result<()> {
+        self.buffer.clear();
+        let mut row = Row::default();
+        row.push(DIM, "forecast:");
+        for call in &line.calls {
+            row.field(NAME, harmless(&call.callee, TEXT_MAX));
+            row.push(PLAIN, format!(" {:.0} %", call.probability * 100.0));
+            if let Some(ms) = call.expected_ms {
+                row.push(DIM, format!(" in {}", duration((ms * 1000.0) as u64)));
+            }
+        }
+        self.row(row, None);
         self.buffer.push(b'\n');
         self.writer.write_all(&self.buffer)
     }

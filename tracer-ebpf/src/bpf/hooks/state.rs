@@ -6,7 +6,7 @@
 
 use aya_ebpf::{
     bindings::{BPF_TCP_CLOSE, BPF_TCP_CLOSE_WAIT, BPF_TCP_FIN_WAIT1, BPF_TCP_LAST_ACK, BPF_TCP_SYN_SENT},
-    helpers::bpf_ktime_get_ns,
+    helpers::{bpf_ktime_get_ns, generated::bpf_skc_to_tcp_sock},
     macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
@@ -15,7 +15,7 @@ use tracer_ebpf::{http1::mode, record::Reason};
 use crate::{
     connection::{self, Connection, role},
     exchange,
-    kernel::{Sock, Typed},
+    kernel::{Sock, TcpSock, Typed},
     pointer::Value,
     scratch,
 };
@@ -28,12 +28,12 @@ pub fn fn_state(context: BtfTracePointContext) -> i32 {
     let Some(connection) = (unsafe { connection::get(socket.cast()) }) else { return 0 };
     // SAFETY: typed by BTF.
     let error = unsafe { Typed::new(socket) }.map_or(0, |socket| Sock(socket).error());
-    changes(connection, old, new, error);
+    changes(connection, socket, old, new, error);
     0
 }
 
 #[inline(always)]
-fn changes(mut connection: Value<Connection>, old: u32, new: u32, errno: u32) {
+fn changes(mut connection: Value<Connection>, socket: *mut u8, old: u32, new: u32, errno: u32) {
     let closes_body = match new {
         BPF_TCP_CLOSE_WAIT => connection.role == role::CLIENT,
         BPF_TCP_FIN_WAIT1 | BPF_TCP_LAST_ACK => connection.role == role::SERVER,
@@ -53,6 +53,10 @@ fn changes(mut connection: Value<Connection>, old: u32, new: u32, errno: u32) {
     let Some(mut scratch) = scratch::take() else { return };
     // SAFETY: the helper has no arguments.
     scratch.now = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: a socket that is typed by BTF; the helper gives a typed pointer or null.
+    if let Some(tcp) = unsafe { Typed::new(bpf_skc_to_tcp_sock(socket.cast())) } {
+        scratch.measure(TcpSock(tcp));
+    }
     if failed && connection.role == role::CLIENT {
         exchange::connect_failed(&mut scratch, &mut connection, errno);
     } else if closes_body {

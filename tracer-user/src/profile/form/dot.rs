@@ -5,7 +5,7 @@ use std::{
     io::{self, Write},
 };
 
-use super::{Look, Report, duration, edges, functions, mean, name, percent, thousands};
+use super::{Look, Report, edges, functions, mean, name, percent, quantile, thousands};
 use crate::profile::stats::Callee;
 
 /// A quoted string. What `harmless` makes of names holds no line breaks; Graphviz takes `\` for an escape, so it is
@@ -37,8 +37,8 @@ pub(super) fn write(report: &Report<'_>, look: Look, out: &mut dyn Write) -> io:
             id(&key.name, false),
             escaped(&name(&key.name)),
             thousands(function.invocations),
-            duration(latency.quantile(0.5)),
-            duration(latency.quantile(0.99)),
+            quantile(latency, 0.5),
+            quantile(latency, 0.99),
             if function.errors > 0 { ", color=red" } else { "" },
         )?;
     }
@@ -56,7 +56,7 @@ pub(super) fn write(report: &Report<'_>, look: Look, out: &mut dyn Write) -> io:
             "{} × {}, p50 {}",
             percent(edge.invocations, function.invocations),
             mean(edge.calls, edge.invocations),
-            duration(edge.latency.quantile(0.5)),
+            quantile(&edge.latency, 0.5),
         );
         if edge.errors > 0 {
             label += &format!(", {} fail", percent(edge.errors, edge.calls));

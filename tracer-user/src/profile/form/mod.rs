@@ -16,6 +16,7 @@ use super::{
     Profile,
     compare::{Change, What},
     findings::{Confidence, Finding, Kind, Saves},
+    histogram::Histogram,
     stats::{Callee, Edge, Function, Name, Shape, Step, StepKind, StepTime},
 };
 pub(crate) use crate::{sink::tree::duration, text::harmless};
@@ -108,6 +109,11 @@ fn thousands(number: u64) -> String {
         out.push(digit);
     }
     out
+}
+
+/// The time that a share of all lies below; a dot if there is none, as everywhere in the tables.
+fn quantile(times: &Histogram, share: f64) -> String {
+    if times.count() == 0 { "·".to_owned() } else { duration(times.quantile(share)) }
 }
 
 fn mean(part: u64, of: u64) -> String {

@@ -7,7 +7,7 @@ use unicode_width::UnicodeWidthStr;
 
 use super::{
     Look, Report, change, confidence, count, duration, edges, functions, harmless, mean, name, overflow, percent,
-    position, saving, shapes, step, steps, summary, thousands, title,
+    position, quantile, saving, shapes, step, steps, summary, thousands, title,
 };
 use crate::profile::{compare::Change, stats::Function};
 
@@ -109,13 +109,13 @@ fn write_functions(report: &Report<'_>, look: Look, out: &mut dyn Write) -> io::
         rows.plain([
             name(&key.name),
             thousands(function.invocations),
-            duration(latency.quantile(0.5)),
-            duration(latency.quantile(0.9)),
-            duration(latency.quantile(0.99)),
-            duration(latency.max()),
+            quantile(latency, 0.5),
+            quantile(latency, 0.9),
+            quantile(latency, 0.99),
+            quantile(latency, 1.0),
             percent(function.own.sum(), latency.sum()),
             percent(function.waiting.sum(), latency.sum()),
-            if function.queueing.count() > 0 { duration(function.queueing.quantile(0.5)) } else { "·".to_owned() },
+            quantile(&function.queueing, 0.5),
             mean(function.calls, function.invocations),
             count(function.errors),
             count(function.cold),
@@ -159,6 +159,8 @@ fn write_edges(report: &Report<'_>, look: Look, out: &mut dyn Write) -> io::Resu
             "p99",
             "in callee",
             "network",
+            "rtt",
+            "resent",
             "errors",
             "retries",
             "after answer",
@@ -166,18 +168,19 @@ fn write_edges(report: &Report<'_>, look: Look, out: &mut dyn Write) -> io::Resu
     );
     for (caller, function, callee, edge) in edges.iter().take(look.top) {
         let arrow = if callee.external { "⇢" } else { "→" };
-        let inner = edge.callee_latency.count() > 0;
         rows.plain([
             format!("{} {arrow} {}", name(&caller.name), name(&callee.name)),
             percent(edge.invocations, function.invocations),
             mean(edge.calls, edge.invocations),
             position(edge),
             percent(edge.parallel, edge.calls),
-            duration(edge.delay.quantile(0.5)),
-            duration(edge.latency.quantile(0.5)),
-            duration(edge.latency.quantile(0.99)),
-            if inner { duration(edge.callee_latency.quantile(0.5)) } else { "·".to_owned() },
-            if inner { duration(edge.network.quantile(0.5)) } else { "·".to_owned() },
+            quantile(&edge.delay, 0.5),
+            quantile(&edge.latency, 0.5),
+            quantile(&edge.latency, 0.99),
+            quantile(&edge.callee_latency, 0.5),
+            quantile(&edge.network, 0.5),
+            quantile(&edge.rtt, 0.5),
+            count(edge.retransmits),
             count(edge.errors),
             count(edge.retries),
             count(edge.after_response),
@@ -185,7 +188,7 @@ fn write_edges(report: &Report<'_>, look: Look, out: &mut dyn Write) -> io::Resu
         if edge.errors > 0
             && let Some(row) = rows.rows.last_mut()
         {
-            row[10].0 = BAD;
+            row[12].0 = BAD;
         }
     }
     rows.write(out)?;
@@ -200,8 +203,8 @@ fn write_shapes(report: &Report<'_>, look: Look, out: &mut dyn Write) -> io::Res
             out,
             "  {:>6}  p50 {}  p99 {}  {}",
             percent(shape.paths, report.profile.paths),
-            duration(shape.latency.quantile(0.5)),
-            duration(shape.latency.quantile(0.99)),
+            quantile(&shape.latency, 0.5),
+            quantile(&shape.latency, 0.99),
             harmless(form, look.width.saturating_sub(32).max(40)),
         )?;
         let (steps, total) = steps(shape);

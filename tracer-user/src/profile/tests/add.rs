@@ -1,6 +1,7 @@
 //! What is counted for a path.
 
 use super::*;
+use crate::input::Format;
 use crate::profile::{
     cli::read_lines,
     stats::{Callee, Edge, Function, Name, StepKind},
@@ -123,7 +124,13 @@ fn broken_lines_are_told_and_passed_over() {
         "{good}\n\n{{\"fntrace\":1,\n{newer}\n{{\"fntrace\":2,\"type\":\"path\"}}\n{{\"type\":\"stats\"}}\n\u{1b}[2J\n{deep}\n{good}"
     );
     let (mut profile, mut errors) = (Profile::default(), Vec::new());
-    read_lines(&mut profile, &mut [input.as_bytes(), b"\n\xff\xfe"].concat().as_slice(), "in", &mut errors).unwrap();
+    read_lines(
+        &mut profile,
+        &mut [input.as_bytes(), b"\n\xff\xfe"].concat().as_slice(),
+        Format::Paths,
+        "in",
+        &mut errors,
+    );
     assert_eq!(profile.paths, 3);
     let errors = String::from_utf8(errors).unwrap();
     let told: Vec<&str> = errors.lines().filter_map(|line| line.split(" passed over").next()).collect();
@@ -146,7 +153,7 @@ fn profiles_are_read_and_merged() {
         lines.push('\n');
     }
     let mut read = Profile::default();
-    read_lines(&mut read, lines.as_bytes(), "profiles", &mut Vec::new()).unwrap();
+    read_lines(&mut read, lines.as_bytes(), Format::Paths, "profiles", &mut Vec::new());
     assert!(read == whole);
 }
 
@@ -199,7 +206,7 @@ fn parts_that_come_late_are_put_where_they_belong() {
     ];
     let text: Vec<String> = lines.iter().map(|line| serde_json::to_string(line).unwrap()).collect();
     let mut profile = Profile::default();
-    read_lines(&mut profile, text.join("\n").as_bytes(), "in", &mut Vec::new()).unwrap();
+    read_lines(&mut profile, text.join("\n").as_bytes(), Format::Paths, "in", &mut Vec::new());
     let mut expect = Profile { late: 1, ..Profile::default() };
     expect.add(&whole(true, true));
     assert_eq!(profile, expect);

@@ -93,9 +93,9 @@ Functions
   b            3  2.98 ms  2.98 ms  2.98 ms  2.98 ms  100 %      0 %     10 µs    0.0       ·     ·           ·
 
 Calls
-                   called in  each  place  parallel  begins at      p50      p99  in callee  network  errors  retries  after answer
-  a → b                100 %   1.0      1       0 %    1.00 ms  3.00 ms  3.00 ms    2.98 ms    20 µs       ·        ·             ·
-  a ⇢ 10.0.0.9:80      100 %   1.3      2       0 %    4.50 ms   500 µs   500 µs          ·        ·       1        1             ·
+                   called in  each  place  parallel  begins at      p50      p99  in callee  network  rtt  resent  errors  retries  after answer
+  a → b                100 %   1.0      1       0 %    1.00 ms  3.00 ms  3.00 ms    2.98 ms    20 µs    ·       ·       ·        ·             ·
+  a ⇢ 10.0.0.9:80      100 %   1.3      2       0 %    4.50 ms   500 µs   500 µs          ·        ·    ·       ·       1        1             ·
 
 Paths
     67 %  p50 8.03 ms  p99 9.00 ms  a(b; 10.0.0.9:80)

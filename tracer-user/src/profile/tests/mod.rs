@@ -54,6 +54,7 @@ pub fn outside(to: &str, start: i64, us: u64) -> Call {
         tag: "injected".into(),
         parent_by: "exclusive".into(),
         after_response: false,
+        channel: None,
         error: None,
         children: Vec::new(),
     }

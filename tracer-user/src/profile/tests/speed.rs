@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::profile::cli::read_lines;
+use crate::{input::Format, profile::cli::read_lines};
 
 /// Lines of paths without end, made as they are read: a file of them would be 2 GB.
 struct Lines<F> {
@@ -58,7 +58,7 @@ fn a_million_paths() {
         let reader = std::io::BufReader::with_capacity(1 << 16, Lines { make, left: count, line: Vec::new(), at: 0 });
         let mut profile = Profile::default();
         let (begin, begin_busy) = (Instant::now(), busy());
-        read_lines(&mut profile, reader, "lines", &mut std::io::stderr()).unwrap();
+        read_lines(&mut profile, reader, Format::Paths, "lines", &mut std::io::stderr());
         assert_eq!(profile.paths, count);
         (busy() - begin_busy, begin.elapsed())
     };

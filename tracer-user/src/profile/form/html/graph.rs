@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use maud::{Markup, html};
 
-use super::super::{Look, duration, edges, functions, harmless, layout::lay_out, mean, percent, thousands};
+use super::super::{Look, edges, functions, harmless, layout::lay_out, mean, percent, quantile, thousands};
 use crate::profile::{
     Profile,
     stats::{Callee, Edge, Function},
@@ -71,7 +71,7 @@ pub(super) fn graph(profile: &Profile, look: Look) -> Markup {
                     text.small.halo x=(format!("{x:.1}")) y=(format!("{y:.1}")) text-anchor=(anchor) {
                         (percent(edge.invocations, function.invocations))
                         @if edge.calls * 20 > edge.invocations * 21 { " × " (mean(edge.calls, edge.invocations)) }
-                        " · " (duration(edge.latency.quantile(0.5)))
+                        " · " (quantile(&edge.latency, 0.5))
                     }
                 }
             }
@@ -85,7 +85,7 @@ pub(super) fn graph(profile: &Profile, look: Look) -> Markup {
                     text.small x=(format!("{x:.1}")) y=(format!("{:.1}", y + 13.0)) text-anchor="middle" {
                         @match function {
                             Some(function) => {
-                                (thousands(function.invocations)) " × p50 " (duration(function.latency.quantile(0.5)))
+                                (thousands(function.invocations)) " × p50 " (quantile(&function.latency, 0.5))
                             }
                             None => (if callee.external { "external" } else { "not traced" }),
                         }
@@ -104,8 +104,8 @@ fn describe(function: &Function, edge: &Edge) -> String {
         "in {} of invocations, {} calls each, p50 {}, p99 {}, {} errors",
         percent(edge.invocations, function.invocations),
         mean(edge.calls, edge.invocations),
-        duration(edge.latency.quantile(0.5)),
-        duration(edge.latency.quantile(0.99)),
+        quantile(&edge.latency, 0.5),
+        quantile(&edge.latency, 0.99),
         edge.errors,
     )
 }

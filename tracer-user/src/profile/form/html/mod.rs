@@ -10,7 +10,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::{
     Look, Report, change, confidence, count, duration, edges, functions, mean, name, overflow, percent, position,
-    saving, shapes, step, steps, summary, table::cold_cost, thousands, title,
+    quantile, saving, shapes, step, steps, summary, table::cold_cost, thousands, title,
 };
 use crate::profile::findings::Confidence;
 
@@ -50,7 +50,8 @@ pub(super) fn write(report: &Report<'_>, look: Look, out: &mut dyn Write) -> io:
                 (paths(report, look))
                 footer {
                     "Times are as the agent's host saw them; histograms are exact to 0.8 %. own: no call was open. waiting: at \
-                     least one was. queueing: from the caller's sending to the arrival in the sandbox."
+                     least one was. queueing: from the caller's sending to the arrival in the sandbox. rtt: of the connection, smoothed, as the caller's kernel \
+                     has it; delayed acknowledgements count. resent: segments."
                 }
             }
         }
@@ -117,13 +118,13 @@ fn functions_section(report: &Report<'_>, look: Look) -> Markup {
                 tr {
                     td { b { (name(&key.name)) } }
                     td { (thousands(function.invocations)) }
-                    @for q in [0.5, 0.9, 0.99] { td { (duration(latency.quantile(q))) } }
-                    td { (duration(latency.max())) }
+                    @for q in [0.5, 0.9, 0.99] { td { (quantile(latency, q)) } }
+                    td { (quantile(latency, 1.0)) }
                     td title=(format!("own {}, waiting {}", percent(function.own.sum(), latency.sum()),
                         percent(function.waiting.sum(), latency.sum()))) {
                         (charts::shares(&[("own", function.own.sum()), ("wait", function.waiting.sum())], 90.0))
                     }
-                    td { @if function.queueing.count() > 0 { (duration(function.queueing.quantile(0.5))) } @else { "·" } }
+                    td { (quantile(&function.queueing, 0.5)) }
                     td { (mean(function.calls, function.invocations)) }
                     td.bad[function.errors > 0] { (count(function.errors)) }
                     td { (count(function.cold)) }
@@ -150,21 +151,22 @@ fn calls(report: &Report<'_>, look: Look) -> Markup {
         div.card { table {
             tr {
                 th {} th { "called in" } th { "each" } th { "place" } th { "parallel" } th { "begins at" } th { "p50" } th { "p99" }
-                th { "in callee" } th { "network" } th { "errors" } th { "retries" } th { "after answer" }
+                th { "in callee" } th { "network" } th { "rtt" } th { "resent" } th { "errors" } th { "retries" } th { "after answer" }
             }
             @for (caller, function, callee, edge) in edges.iter().take(look.top) {
-                @let inner = edge.callee_latency.count() > 0;
                 tr {
                     td { (name(&caller.name)) " → " b { (name(&callee.name)) } @if callee.external { span.tag { "external" } } }
                     td { (percent(edge.invocations, function.invocations)) }
                     td { (mean(edge.calls, edge.invocations)) }
                     td { (position(edge)) }
                     td { (percent(edge.parallel, edge.calls)) }
-                    td { (duration(edge.delay.quantile(0.5))) }
-                    td { (duration(edge.latency.quantile(0.5))) }
-                    td { (duration(edge.latency.quantile(0.99))) }
-                    td { @if inner { (duration(edge.callee_latency.quantile(0.5))) } @else { "·" } }
-                    td { @if inner { (duration(edge.network.quantile(0.5))) } @else { "·" } }
+                    td { (quantile(&edge.delay, 0.5)) }
+                    td { (quantile(&edge.latency, 0.5)) }
+                    td { (quantile(&edge.latency, 0.99)) }
+                    td { (quantile(&edge.callee_latency, 0.5)) }
+                    td { (quantile(&edge.network, 0.5)) }
+                    td { (quantile(&edge.rtt, 0.5)) }
+                    td.bad[edge.retransmits > 0] { (count(edge.retransmits)) }
                     td.bad[edge.errors > 0] { (count(edge.errors)) }
                     td { (count(edge.retries)) }
                     td { (count(edge.after_response)) }
@@ -188,8 +190,8 @@ fn paths(report: &Report<'_>, look: Look) -> Markup {
         @for (at, (form, shape)) in shapes.iter().take(look.top).enumerate() {
             @let (steps, total) = steps(shape);
             div.card {
-                p { b { (percent(shape.paths, profile.paths)) } " of paths, p50 " (duration(shape.latency.quantile(0.5)))
-                    ", p99 " (duration(shape.latency.quantile(0.99))) }
+                p { b { (percent(shape.paths, profile.paths)) } " of paths, p50 " (quantile(&shape.latency, 0.5))
+                    ", p99 " (quantile(&shape.latency, 0.99)) }
                 p.mono { (super::harmless(form, SHAPE_MAX)) }
                 @if total > 0 {
                     (charts::critical(&steps, total))
