@@ -5,7 +5,7 @@
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    net::{Ipv4Addr, Shutdown, TcpListener, TcpStream},
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     process::{Child, Command},
     sync::mpsc,
@@ -189,6 +189,24 @@ fn helper() {
             read_answer(&mut call);
             new.write_all(ANSWER).unwrap();
             let _ = new.read(&mut [0; 1000]);
+        }
+        "stranger" => {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+            let (mut stranger, _) = listener.accept().unwrap();
+            let _ = stranger.read(&mut [0; 1000]).unwrap();
+            let invocation = || {
+                let (mut client, _) = listener.accept().unwrap();
+                let _ = client.read(&mut [0; 1000]).unwrap();
+                let mut call = connect(port_of(OTHER));
+                call.write_all(&request("/call", 0, b"")).unwrap();
+                read_answer(&mut call);
+                client.write_all(ANSWER).unwrap();
+                let _ = client.read(&mut [0; 1000]);
+            };
+            invocation();
+            assert_eq!(stranger.read(&mut [0; 1000]).unwrap(), 0);
+            drop(stranger);
+            invocation();
         }
         other => panic!("no scenario {other}"),
     }
@@ -439,4 +457,37 @@ fn an_old_connection_that_is_given_up_does_not_stay_live() {
         paths(lines, "/new").first().map(|line| line["root"]["children"][0]["parent_by"].clone())
     });
     assert_eq!(by, "exclusive");
+}
+
+#[test]
+fn beside_a_connection_of_another_protocol_nobody_is_alone() {
+    let slice = Slice::new();
+    let agent = Agent::start(&slice);
+    let (_, port) = listen();
+    let (other, other_port) = listen();
+    let mut server = start(&slice, "stranger", port, other_port);
+    let mut stranger = wait_up(port);
+    // No method begins like this. What it asks for is not known, nor when that has been done.
+    stranger.write_all(b"\0\0\0\x08\x04\xd2\x16\x2f").unwrap();
+    thread::spawn(move || {
+        for stream in other.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 1000]).unwrap();
+            stream.write_all(ANSWER).unwrap();
+        }
+    });
+    let request_of = |path| {
+        let mut client = wait_up(port);
+        client.write_all(&request(path, 0, b"")).unwrap();
+        read_answer(&mut client);
+        agent.wait_for("path of the request", |lines| {
+            paths(lines, path).first().map(|line| line["root"]["children"][0]["parent_by"].clone())
+        })
+    };
+    assert_eq!(request_of("/beside"), "thread");
+    stranger.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(stranger.read(&mut [0; 1]).unwrap(), 0, "the server has closed it too");
+    thread::sleep(Duration::from_millis(50));
+    assert_eq!(request_of("/after"), "exclusive");
+    assert!(server.wait().unwrap().success());
 }

@@ -272,7 +272,8 @@ pub struct Start {
     pub rule: u8,
     /// A [`Tag`]; calls only.
     pub tag: u8,
-    /// How many invocations were live in the sandbox at this moment, 255 for more.
+    /// How many invocations were live in the sandbox at this moment, 255 for more; a connection on which requests may be
+    /// at work that are not known counts as one.
     pub live: u8,
 }
 

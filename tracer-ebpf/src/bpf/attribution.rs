@@ -205,6 +205,23 @@ pub fn end(span: u64, sandbox_id: u64) {
     }
 }
 
+/// Notes that requests may be at work in a sandbox that are not known: nobody is alone in it then.
+#[inline(always)]
+pub fn begin_unknown(sandbox_id: u64, now: u64) {
+    if let Some(sandbox) = sandbox(sandbox_id) {
+        sandbox.live.add(1);
+        sandbox.overlap_ns.store(now);
+    }
+}
+
+/// Takes [`begin_unknown`] back.
+#[inline(always)]
+pub fn end_unknown(sandbox_id: u64) {
+    if let Some(sandbox) = sandbox(sandbox_id) {
+        sandbox.live.add(u64::MAX);
+    }
+}
+
 /// Notes that `task` read bytes of the request of `span`.
 #[inline(always)]
 pub fn reads(task: Task, span: u64, sandbox_id: u64) {

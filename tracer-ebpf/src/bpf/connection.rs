@@ -86,6 +86,9 @@ pub struct Connection {
     pub methods: [u8; OPEN_MAX as usize],
     pub request: Direction,
     pub response: Direction,
+    /// 1 while requests may be at work that are not known: a server's connection that is not HTTP/1, or one that was in
+    /// use when the agent came. It counts as one live invocation.
+    pub unknown: Atomic,
     /// 1 once the socket is closed.
     pub closed: Atomic,
     /// The beginning of a request head that came in pieces.

@@ -283,6 +283,30 @@ pub fn finish(scratch: &mut Scratch, connection: &mut Value<Connection>, reason:
         connection.request.flow.mode = mode::OPAQUE;
         connection.response.flow.mode = mode::OPAQUE;
     }
+    if reason == Reason::Upgraded {
+        becomes_unknown(connection, scratch.now);
+    }
+}
+
+/// From here on it is not known whether requests are at work on this connection.
+#[inline(always)]
+pub fn becomes_unknown(connection: &mut Value<Connection>, now: u64) {
+    if connection.role != role::SERVER || !connection.unknown.set_first() {
+        return;
+    }
+    attribution::begin_unknown(connection.sandbox, now);
+    if connection.closed.load() == 1 {
+        // By another CPU, which may not have seen it.
+        becomes_known(connection);
+    }
+}
+
+/// Nothing is at work on this connection but what is known.
+#[inline(always)]
+pub fn becomes_known(connection: &mut Value<Connection>) {
+    if connection.unknown.take() != 0 {
+        attribution::end_unknown(connection.sandbox);
+    }
 }
 
 /// A function of its own, for the verifier: what follows a call is then looked at once, and not once for each way through

@@ -60,6 +60,10 @@ offsets! {
     OFF_TCP_SRTT_US;
     /// tcp_sock.total_retrans
     OFF_TCP_TOTAL_RETRANS;
+    /// tcp_sock.inet_conn.icsk_ack.lrcvtime
+    OFF_TCP_LRCVTIME;
+    /// tcp_sock.lsndtime
+    OFF_TCP_LSNDTIME;
     /// tcp_sock.notsent_lowat
     OFF_TCP_NOTSENT_LOWAT;
     /// net.ipv4.sysctl_tcp_notsent_lowat
@@ -224,6 +228,13 @@ impl TcpSock {
     #[inline(always)]
     pub fn retransmits(self) -> u32 {
         self.0.get(&OFF_TCP_TOTAL_RETRANS)
+    }
+
+    /// Whether the last to send was this side, for certain: data came in before, by more than the clock's tick
+    /// (`tcp_jiffies32`, include/net/tcp.h).
+    #[inline(always)]
+    pub fn has_answered(self) -> bool {
+        (self.0.get::<u32>(&OFF_TCP_LSNDTIME).wrapping_sub(self.0.get::<u32>(&OFF_TCP_LRCVTIME)) as i32) > 0
     }
 
     /// Bytes that may still be written before TCP_NOTSENT_LOWAT stops the writer.

@@ -397,6 +397,9 @@ fn message_ends<const REQUEST: bool>(scratch: &mut Value<Scratch>, connection: &
         return;
     }
     exchange::response_ends(scratch, connection, Reason::Complete, 0);
+    if connection.open() == 0 {
+        exchange::becomes_known(connection);
+    }
     if connection.open() == 0 && connection.request.flow.at_boundary() {
         // A whole exchange fitted together: from here on boundaries are known.
         connection.request.unproven = 0;
@@ -409,6 +412,9 @@ fn becomes_opaque<const REQUEST: bool>(scratch: &mut Value<Scratch>, connection:
     let direction = direction::<REQUEST>(connection);
     if direction.unproven == 1 {
         direction.flow.mode = mode::LOST;
+        if REQUEST {
+            exchange::becomes_unknown(connection, scratch.now);
+        }
         return;
     }
     count(Counter::Opaque);

@@ -56,6 +56,8 @@ pub const WANTED: &[Wanted] = &[
     want("OFF_TCP_SND_NXT", "tcp_sock", &["snd_nxt"], 4),
     want("OFF_TCP_SRTT_US", "tcp_sock", &["srtt_us"], 4),
     want("OFF_TCP_TOTAL_RETRANS", "tcp_sock", &["total_retrans"], 4),
+    want("OFF_TCP_LRCVTIME", "tcp_sock", &["inet_conn", "icsk_ack", "lrcvtime"], 4),
+    want("OFF_TCP_LSNDTIME", "tcp_sock", &["lsndtime"], 4),
     want("OFF_TCP_NOTSENT_LOWAT", "tcp_sock", &["notsent_lowat"], 4),
     want("OFF_NET_NOTSENT_LOWAT", "net", &["ipv4", "sysctl_tcp_notsent_lowat"], 4),
     optional("OFF_TCP_IS_MPTCP", "tcp_sock", &["is_mptcp"], 1),

@@ -4,13 +4,17 @@
 //! socket's cgroup is looked at before anything else. An established connection of a sandbox is noted, and enrolled if
 //! it is a client's; where in its streams the messages begin is not known, so its first request goes untagged.
 
-use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_map_update_elem, bpf_skc_to_tcp_sock};
+use aya_ebpf::helpers::{
+    bpf_ktime_get_ns,
+    generated::{bpf_get_socket_cookie, bpf_map_update_elem, bpf_skc_to_tcp_sock},
+};
 use core::ffi::c_void;
 use tracer_ebpf::{counter::Counter, http1::mode};
 
 use crate::{
     attribution,
     connection::{self, role},
+    exchange,
     kernel::{Sock, TcpSock, Typed},
     maps::{LISTENERS, REPAIRED, SOCKETS, TAGGING, count, may_tag},
 };
@@ -82,6 +86,10 @@ fn note(tcp: TcpSock, sandbox: u64, is_server: bool) {
         connection.request.sequence = read;
         connection.response.sequence = written;
         connection.role = role::SERVER;
+        if !tcp.has_answered() {
+            // SAFETY: the helper has no arguments.
+            exchange::becomes_unknown(&mut connection, unsafe { bpf_ktime_get_ns() });
+        }
         return;
     }
     connection.request.sequence = written;

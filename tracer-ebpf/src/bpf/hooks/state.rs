@@ -46,6 +46,7 @@ fn changes(mut connection: Value<Connection>, socket: *mut u8, old: u32, new: u3
     let failed = old == BPF_TCP_SYN_SENT;
     if new == BPF_TCP_CLOSE {
         connection.closed.add(1);
+        exchange::becomes_known(&mut connection);
     }
     if connection.open() == 0 && connection.opaque == 0 && !failed {
         return;
