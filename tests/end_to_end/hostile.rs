@@ -113,9 +113,11 @@ fn helper() {
             read_answer(&mut stream);
         }
         "short-writes" => {
+            // Before the connection, from which on the server waits.
+            let requests = short_writes();
             let mut stream = connect(port);
             option(stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_SNDBUF, 64 << 10);
-            for bytes in short_writes() {
+            for bytes in requests {
                 stream.set_nonblocking(true).unwrap();
                 // Little enough that a tag has room, then more than the buffer takes.
                 send_all(&mut stream, &bytes[..20_000], usize::MAX / 2);
@@ -124,8 +126,9 @@ fn helper() {
             }
         }
         "large" => {
+            let requests = large();
             let mut stream = connect(port);
-            for bytes in large() {
+            for bytes in requests {
                 stream.write_all(&bytes).unwrap();
                 read_answer(&mut stream);
             }
