@@ -334,7 +334,9 @@ impl Plan {
         if receive == Receive::Fionread && waits {
             receive = Receive::Plain;
         }
-        if receive == Receive::Splice && from == Side::Server && REPAIRED.load(Ordering::Relaxed) {
+        // What the agent warns of where it needs the repair: these may wait for bytes that are there.
+        let breaks = matches!(receive, Receive::Splice | Receive::WaitAll);
+        if breaks && from == Side::Server && REPAIRED.load(Ordering::Relaxed) {
             receive = Receive::Plain;
         }
         let alternates = self.turns.last().is_none_or(|turn| turn.from != from);

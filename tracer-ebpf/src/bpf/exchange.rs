@@ -55,6 +55,8 @@ pub fn open(scratch: &mut Scratch, connection: &mut Value<Connection>) -> bool {
     if connection.open() == 0 {
         if connection.response.flow.mode == mode::LOST {
             connection.response.flow.mode = mode::FIRST;
+            // What went by unseen may have been the beginning of a tunnel.
+            connection.response.unproven = 1;
         }
         connection.first_byte_ns = 0;
         connection.status = 0;

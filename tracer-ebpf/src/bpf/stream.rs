@@ -344,7 +344,13 @@ fn head_complete<const REQUEST: bool>(scratch: &mut Value<Scratch>, connection: 
     }
     match after {
         After::Nothing => message_ends::<false>(scratch, connection),
-        After::Opaque => becomes_opaque::<false>(scratch, connection),
+        After::Opaque => {
+            if status == 101 || answered == method::CONNECT {
+                // Also where boundaries are doubtful: the requests' side must not take a tunnel's bytes for requests.
+                connection.response.unproven = 0;
+            }
+            becomes_opaque::<false>(scratch, connection);
+        }
         _ => {}
     }
     true

@@ -168,7 +168,7 @@ fn follow(message: *mut sk_msg_md, connection: &mut Value<Connection>, whole: u3
 fn look(message: *mut sk_msg_md, scratch: &mut Value<Scratch>, connection: &mut Value<Connection>, whole: u32) -> u32 {
     // SAFETY: the helper has no arguments.
     scratch.now = unsafe { bpf_ktime_get_ns() };
-    let begins = connection.request.flow.at_boundary() && connection.request.unproven == 0;
+    let begins = connection.request.flow.at_boundary() && is_proven(connection);
     scratch.may_pause = 1;
     scratch.sends = 1;
     scratch.tag_else = Tag::Pipelined as u32;
@@ -182,6 +182,13 @@ fn look(message: *mut sk_msg_md, scratch: &mut Value<Scratch>, connection: &mut 
         stream::resume::<Message, true>(Message(message), scratch, connection);
     }
     verdict
+}
+
+/// Whether it is known of both directions where messages begin. The responses' side counts: what went by unseen there
+/// may have been the beginning of a tunnel, and then nothing here is a request any more.
+#[inline(always)]
+fn is_proven(connection: &Connection) -> bool {
+    connection.request.unproven | connection.response.unproven == 0 && connection.response.flow.mode != mode::LOST
 }
 
 /// A request head is complete, `cursor.at` behind it: attributes the call, tags it, records it.
@@ -211,7 +218,7 @@ fn call(
     } else if connection.may_tag == 0 {
         Tag::Destination
     } else if !begins || head_len > head_end {
-        if connection.request.unproven == 1 { Tag::Unproven } else { Tag::Split }
+        if is_proven(connection) { Tag::Split } else { Tag::Unproven }
     } else if connection.open() > 0 {
         // The other direction has to agree that an exchange begins here: while a response is still open, what looks like
         // a request may be the inside of a tunnel.
