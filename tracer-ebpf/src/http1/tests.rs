@@ -2,11 +2,14 @@
 
 use proptest::prelude::*;
 
-use super::*;
-use crate::http1;
+use super::{
+    word::{leading_blanks, newline, trailing_blanks},
+    *,
+};
+use crate::{http1, traceparent};
 
 /// Shared with the fuzz targets.
-#[path = "../../tests/fuzz/drive.rs"]
+#[path = "../../../tests/fuzz/drive.rs"]
 mod drive;
 
 use drive::{Seen, drive};

@@ -1,0 +1,163 @@
+//! What the fields of a line hold: ids, times and texts, as they are written and read.
+
+use std::{borrow::Cow, cell::RefCell, fmt, hash::BuildHasher as _, sync::Arc};
+
+use foldhash::fast::FixedState;
+use jiff::Timestamp;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// A W3C trace id: 128 bits, high half first. 32 hex digits in the output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TraceId(pub [u64; 2]);
+
+/// A W3C span id. 16 hex digits in the output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SpanId(pub u64);
+
+/// Wall-clock time in µs since 1970. RFC 3339 with six digits and `Z` in the output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Time(pub i64);
+
+impl fmt::Display for TraceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}{:016x}", self.0[0], self.0[1])
+    }
+}
+
+impl fmt::Display for SpanId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Years outside jiff's range (a hostile or broken clock offset) are shown as the nearest that it knows.
+        let time =
+            Timestamp::from_microsecond(self.0).unwrap_or(if self.0 < 0 { Timestamp::MIN } else { Timestamp::MAX });
+        write!(f, "{time:.6}")
+    }
+}
+
+impl Serialize for TraceId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl Serialize for SpanId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl Serialize for Time {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A string of a line, taken from it where it stands if nothing in it is escaped. (`Cow` always copies when it is read.)
+pub(super) struct Text<'a>(pub(super) Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = Text<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+            fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Text<'de>, E> {
+                self.visit_string(text.to_owned())
+            }
+            fn visit_string<E: de::Error>(self, text: String) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Owned(text)))
+            }
+        }
+        deserializer.deserialize_str(Visitor)
+    }
+}
+
+impl Text<'_> {
+    /// The same names come over and over: those read last are kept, and shared.
+    pub(super) fn shared(self) -> Arc<str> {
+        const KEPT: usize = 256;
+        thread_local! {
+            static NAMES: RefCell<[Option<Arc<str>>; KEPT]> = const { RefCell::new([const { None }; KEPT]) };
+        }
+        let text = self.0.as_ref();
+        let place = FixedState::with_seed(0).hash_one(text) as usize % KEPT;
+        NAMES.with_borrow_mut(|names| match &mut names[place] {
+            Some(name) if **name == *text => Arc::clone(name),
+            slot => Arc::clone(slot.insert(text.into())),
+        })
+    }
+
+    /// Without a copy if it is one of the words that nearly all lines hold.
+    pub(super) fn word(self) -> Cow<'static, str> {
+        const WORDS: [&str; 20] = [
+            "GET",
+            "POST",
+            "PUT",
+            "DELETE",
+            "PATCH",
+            "HEAD",
+            "injected",
+            "kept",
+            "adopted",
+            "destination",
+            "no_request",
+            "opaque",
+            "exclusive",
+            "header",
+            "thread",
+            "lineage",
+            "coroutine",
+            "loop",
+            "inferred",
+            "none",
+        ];
+        let known = WORDS.iter().find(|word| **word == self.0);
+        known.map_or_else(|| Cow::Owned(self.0.into_owned()), |word| Cow::Borrowed(*word))
+    }
+}
+
+fn hex64(text: &str) -> Option<u64> {
+    // `from_str_radix` would take a sign, and twice the time.
+    let digits: &[u8; 16] = text.as_bytes().try_into().ok()?;
+    digits.iter().try_fold(0, |number, digit| {
+        let value = match digit {
+            b'0'..=b'9' => digit - b'0',
+            b'a'..=b'f' => digit - b'a' + 10,
+            b'A'..=b'F' => digit - b'A' + 10,
+            _ => return None,
+        };
+        Some(number << 4 | u64::from(value))
+    })
+}
+
+impl<'de> Deserialize<'de> for TraceId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Text(text) = Text::deserialize(deserializer)?;
+        let halves = text.split_at_checked(16).and_then(|(high, low)| Some([hex64(high)?, hex64(low)?]));
+        halves.map(Self).ok_or_else(|| de::Error::custom("a trace id has 32 hex digits"))
+    }
+}
+
+impl<'de> Deserialize<'de> for SpanId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Text(text) = Text::deserialize(deserializer)?;
+        hex64(&text).map(Self).ok_or_else(|| de::Error::custom("a span id has 16 hex digits"))
+    }
+}
+
+impl<'de> Deserialize<'de> for Time {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Text(text) = Text::deserialize(deserializer)?;
+        text.parse::<Timestamp>().map(|time| Self(time.as_microsecond())).map_err(de::Error::custom)
+    }
+}
