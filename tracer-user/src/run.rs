@@ -54,6 +54,10 @@ pub struct RunArgs {
     #[command(flatten)]
     pub output: Output,
 
+    /// Attach programs that return at once: the floor that the bench compares with.
+    #[arg(long, hide = true)]
+    pub floor: bool,
+
     /// Another size for a map of the kernel half: for tests of what happens when it is full.
     #[arg(long, hide = true, value_name = "NAME=N", value_parser = map_entries)]
     pub map_entries: Vec<(String, u32)>,
@@ -267,6 +271,7 @@ fn plan(args: &RunArgs, selection: &Selection, tagging: bool, verdict: bool) -> 
         tag_to: tagging.then_some(tag_to),
         tag_max_head: args.output.tag_max_head,
         verdict,
+        floor: args.floor,
         map_entries: args.map_entries.clone(),
     })
 }

@@ -91,6 +91,11 @@ pub static TAG_MAX_HEAD: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static REPAIRED: Global<u32> = Global::new(0);
 
+/// 1 to make the programs that see traffic return at once: the floor that the bench compares with. Set by the loader, so
+/// that the verifier takes out what is behind it.
+#[unsafe(no_mangle)]
+pub static FLOOR: Global<u32> = Global::new(0);
+
 /// How many [`PATTERNS`] are in use; set by the loader.
 #[unsafe(no_mangle)]
 pub static PATTERN_COUNT: Global<u32> = Global::new(0);

@@ -86,6 +86,8 @@ pub struct Plan {
     pub tag_max_head: u32,
     /// Whether enrolled sockets need the verdict program (the self-test says).
     pub verdict: bool,
+    /// Whether the programs that see traffic return at once: for the bench.
+    pub floor: bool,
     /// Other sizes for maps, by name.
     pub map_entries: Vec<(String, u32)>,
 }
@@ -126,7 +128,8 @@ impl Agent {
         for (wanted, offset) in btf::WANTED.iter().zip(&offsets) {
             loader.override_global(wanted.global, offset, true);
         }
-        let repaired = u32::from(plan.verdict);
+        let (repaired, floor) = (u32::from(plan.verdict), u32::from(plan.floor));
+        loader.override_global("FLOOR", &floor, true);
         loader.override_global("REPAIRED", &repaired, true);
         for (name, entries) in &plan.map_entries {
             loader.map_max_entries(name, *entries);
