@@ -3,7 +3,7 @@
 use std::{
     env, fs,
     net::Ipv4Addr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
@@ -49,6 +49,7 @@ struct Options {
     requests: usize,
     tag: String,
     json: Option<PathBuf>,
+    keep: Option<PathBuf>,
 }
 
 /// What was driven, before it is scored.
@@ -67,7 +68,11 @@ pub fn whole() {
     for runtime in runtimes::ALL.iter().filter(|runtime| options.wants(runtime)) {
         let shapes: Vec<_> = runtime.shapes.iter().copied().filter(|shape| options.wants_shape(*shape)).collect();
         match measure(runtime, &shapes, &options.concurrency, options.requests, &options.tag) {
-            Ok(measured) => {
+            Ok((driven, finished)) => {
+                if let Some(directory) = &options.keep {
+                    keep(directory, runtime, &driven, &finished);
+                }
+                let measured = judge(driven, &finished);
                 measured.iter().for_each(table::row);
                 rows.extend(measured);
             }
@@ -105,6 +110,7 @@ impl Options {
             requests: value("REQUESTS").map_or(1000, |requests| number(&requests)),
             tag: value("TAG").unwrap_or_else(|| "on".to_owned()),
             json: value("JSON").map(PathBuf::from),
+            keep: value("KEEP").map(PathBuf::from),
         }
     }
 
@@ -125,11 +131,10 @@ fn measure(
     concurrency: &[usize],
     requests: usize,
     tag: &str,
-) -> Result<Vec<Row>, String> {
+) -> Result<(Vec<Driven>, Finished), String> {
     let slice = Slice::new();
-    let callee = Function::start_program(&slice, "callee", Ipv4Addr::LOCALHOST.into(), |address| {
-        Ok(runtimes::callee(address))
-    })?;
+    let callee =
+        Function::start_program(&slice, "callee", Ipv4Addr::LOCALHOST.into(), |address| Ok(runtimes::callee(address)))?;
     let function = match runtime.start {
         Start::Nginx => Function::nginx(&slice, &callee),
         Start::Program(program) => {
@@ -141,14 +146,11 @@ fn measure(
         }
     };
     let agent = Agent::start_with(&slice, &["--tag", tag]);
-    for shape in shapes {
-        let name = format!("w{}", shape.name());
-        let failures = load::drive(&function, &name, *shape, WARM_UP_CONCURRENCY, WARM_UP);
-        assert!(failures.len() < WARM_UP / 2, "{} cannot do {}: {failures:#?}", runtime.name, shape.name());
-        load::seen(&callee, WARM_UP * shape.calls());
-    }
     let mut driven = Vec::new();
     for &shape in shapes {
+        let failures = load::drive(&function, &format!("w{}", shape.name()), shape, WARM_UP_CONCURRENCY, WARM_UP);
+        assert!(failures.len() < WARM_UP / 2, "{} cannot do {}: {failures:#?}", runtime.name, shape.name());
+        load::seen(&callee, WARM_UP * shape.calls());
         for &concurrency in concurrency {
             let requests = if concurrency == 1 { requests.div_ceil(ALONE) } else { requests };
             let name = format!("r{}", driven.len());
@@ -167,7 +169,23 @@ fn measure(
         }
     }
     thread::sleep(SETTLE);
-    Ok(judge(driven, &agent.stop()))
+    Ok((driven, agent.stop()))
+}
+
+/// Writes what the agent printed and what is true, so that a row can be looked into.
+fn keep(directory: &Path, runtime: &Runtime, driven: &[Driven], finished: &Finished) {
+    let name = runtime.name.replace(|char: char| !char.is_ascii_alphanumeric(), "-");
+    let lines: String = finished.lines.iter().map(|line| line.to_string() + "\n").collect();
+    let mut truth = String::new();
+    for Driven { row, seen, .. } in driven {
+        for Seen { id, parent } in seen {
+            truth += &format!("{id}\t{parent}\t{}\t{}\n", row.shape.name(), row.concurrency);
+        }
+    }
+    for (file, text) in [(format!("{name}.ndjson"), lines), (format!("{name}.truth.tsv"), truth)] {
+        let file = directory.join(file);
+        fs::write(&file, text).unwrap_or_else(|error| panic!("write {}: {error}", file.display()));
+    }
 }
 
 fn judge(driven: Vec<Driven>, finished: &Finished) -> Vec<Row> {
@@ -203,11 +221,10 @@ fn is_of(name: &str, line: &Value) -> bool {
 pub fn bounded() {
     let mut rows = Vec::new();
     for runtime in runtimes::ALL.iter().filter(|runtime| runtimes::BOUNDED.contains(&runtime.name)) {
-        let shapes: Vec<_> = [Shape::Seq, Shape::Par, Shape::Retry]
-            .into_iter()
-            .filter(|shape| runtime.shapes.contains(shape))
-            .collect();
-        rows.extend(measure(runtime, &shapes, &[1, 8], 200, "on").unwrap_or_else(|why| panic!("{why}")));
+        let shapes: Vec<_> =
+            [Shape::Seq, Shape::Par, Shape::Retry].into_iter().filter(|shape| runtime.shapes.contains(shape)).collect();
+        let (driven, finished) = measure(runtime, &shapes, &[1, 8], 200, "on").unwrap_or_else(|why| panic!("{why}"));
+        rows.extend(judge(driven, &finished));
     }
     table::head();
     rows.iter().for_each(table::row);

@@ -24,8 +24,6 @@ pub enum Shape {
 use Shape::{After, Errgroup, Fresh, Par, Pool, Proxy, Retry, Seq, Stream, Timer};
 
 impl Shape {
-    pub const ALL: [Self; 10] = [Seq, Par, Errgroup, Timer, Pool, After, Retry, Stream, Fresh, Proxy];
-
     /// As the functions know it.
     pub fn name(self) -> &'static str {
         match self {
@@ -69,18 +67,99 @@ pub enum Start {
     Nginx,
 }
 
-/// All of them, in the order of the table.
+/// All of them, in the order of the table. `After` is the last shape of each: once a function has called while nobody was
+/// live, the agent trusts it less.
 pub const ALL: &[Runtime] = &[
     Runtime {
-        name: "go net/http",
-        shapes: &[Seq, Par, Errgroup, Timer, Pool, After, Retry, Stream, Fresh],
+        name: "Python functions-framework, gunicorn threads, requests",
+        shapes: &[Seq, Par, Timer, Pool, Retry, Stream, Fresh, After],
+        start: Start::Program(python_threads),
+    },
+    Runtime {
+        name: "Python gunicorn prefork, requests",
+        shapes: &[Seq, Par, Timer, Retry, Stream, Fresh],
+        start: Start::Program(python_prefork),
+    },
+    Runtime {
+        name: "Python FastAPI, uvicorn, httpx",
+        shapes: &[Seq, Par, Timer, Pool, Retry, Stream, Fresh, After],
+        start: Start::Program(python_fast),
+    },
+    Runtime {
+        name: "Python aiohttp",
+        shapes: &[Seq, Par, Timer, Retry, Stream, Fresh, After],
+        start: Start::Program(python_loop),
+    },
+    Runtime {
+        name: "Node.js functions-framework, fetch",
+        shapes: &[Seq, Par, Timer, Retry, Stream, Fresh, After],
+        start: Start::Program(node_framework),
+    },
+    Runtime {
+        name: "Node.js http, keep-alive agent",
+        shapes: &[Seq, Par, Timer, Retry, Stream, Fresh, After],
+        start: Start::Program(node_http),
+    },
+    Runtime {
+        name: "Go net/http",
+        shapes: &[Seq, Par, Errgroup, Timer, Pool, Retry, Stream, Fresh, After],
         start: Start::Program(go),
     },
     Runtime { name: "nginx", shapes: &[Proxy], start: Start::Nginx },
 ];
 
-/// Those of the bounded form.
-pub const BOUNDED: [&str; 2] = ["go net/http", "nginx"];
+/// Those of the bounded form: a thread per request, an event loop, goroutines, a proxy.
+pub const BOUNDED: [&str; 4] = [ALL[0].name, ALL[4].name, ALL[6].name, ALL[7].name];
+
+/// As many at once as the bench asks for.
+const THREADS: &str = "64";
+
+fn python_threads(address: SocketAddr) -> Result<Command, String> {
+    let mut command = Command::new(prepared("python/venv/bin/functions-framework"));
+    command.arg("--source").arg(source().join("edges/python/threads.py")).args(["--target", "handle"]);
+    Ok(python(command, address))
+}
+
+fn python_prefork(address: SocketAddr) -> Result<Command, String> {
+    let mut command = Command::new(prepared("python/venv/bin/gunicorn"));
+    command.args(["--workers", "4", "--bind", &address.to_string(), "threads:wsgi"]);
+    Ok(python(command, address))
+}
+
+fn python_fast(address: SocketAddr) -> Result<Command, String> {
+    let mut command = Command::new(prepared("python/venv/bin/uvicorn"));
+    command.args(["--no-access-log", "--host", &address.ip().to_string(), "--port", &address.port().to_string()]);
+    command.arg("fast:app");
+    Ok(python(command, address))
+}
+
+fn python_loop(address: SocketAddr) -> Result<Command, String> {
+    let mut command = Command::new(prepared("python/venv/bin/python"));
+    command.arg(source().join("edges/python/loop.py"));
+    Ok(python(command, address))
+}
+
+fn python(mut command: Command, address: SocketAddr) -> Command {
+    command.env("HOST", address.ip().to_string()).env("THREADS", THREADS);
+    command.env("PYTHONPATH", source().join("edges/python")).env("PYTHONDONTWRITEBYTECODE", "1");
+    command
+}
+
+fn node_framework(_: SocketAddr) -> Result<Command, String> {
+    let mut command = Command::new("node");
+    command.arg(prepared("node/node_modules/@google-cloud/functions-framework/build/src/main.js"));
+    // Its sources may only be a directory, whose package.json names the file.
+    command.arg("--source").arg(source().join("edges/node")).args(["--target", "handle", "--signature-type", "http"]);
+    command.env("NODE_ENV", "production");
+    Ok(command)
+}
+
+fn node_http(address: SocketAddr) -> Result<Command, String> {
+    let mut command = Command::new("node");
+    command.arg(source().join("edges/node/http.js"));
+    command.env("HOST", address.ip().to_string()).env("NODE_ENV", "production");
+    Ok(command)
+}
 
 fn go(address: SocketAddr) -> Result<Command, String> {
     let mut command = Command::new(prepared("edges/go/function"));

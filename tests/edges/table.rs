@@ -69,7 +69,11 @@ pub fn reliability(rows: &[Row]) {
     println!("\n| stated probability | inferred edges | mean stated | right |\n|---|---:|---:|---:|");
     for (at, (count, stated, right)) in bins.iter().enumerate().filter(|(_, (count, ..))| *count > 0) {
         let [from, to] = [at, at + 1].map(|at| at as f64 / BINS as f64);
-        println!("| {from:.1}–{to:.1} | {count} | {:.3} | {:.3} |", stated / *count as f64, *right as f64 / *count as f64);
+        println!(
+            "| {from:.1}–{to:.1} | {count} | {:.3} | {:.3} |",
+            stated / *count as f64,
+            *right as f64 / *count as f64
+        );
     }
 }
 

@@ -34,6 +34,9 @@ pub struct Options {
     /// Write the table as JSON, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write each runtime's paths, and its true edges (call, invocation, shape, requests at once), into this directory
+    #[arg(long, value_name = "DIR")]
+    keep: Option<PathBuf>,
 }
 
 /// Prepares all that is traced, and runs the bench with the agent as users build it.
@@ -52,10 +55,12 @@ pub fn all(root: &Path, options: &Options) -> Result<()> {
             test.env(name, value);
         }
     }
-    if let Some(file) = &options.json {
-        // The test runs in its package's directory.
-        let file = env::current_dir().context("find the current directory")?.join(file);
-        test.env("FNTRACE_EDGES_JSON", file);
+    // The test runs in its package's directory.
+    let here = env::current_dir().context("find the current directory")?;
+    for (name, path) in [("FNTRACE_EDGES_JSON", &options.json), ("FNTRACE_EDGES_KEEP", &options.keep)] {
+        if let Some(path) = path {
+            test.env(name, here.join(path));
+        }
     }
     run_loud(&mut test)
 }

@@ -19,7 +19,8 @@ pub fn prepare(root: &Path) -> Result<()> {
     machine()?;
     python(&functions.join("python"), &cache.join("python")).context("set up the Python function")?;
     node(&functions.join("node"), &cache.join("node")).context("set up the Node.js function")?;
-    go(&functions.join("go"), &["main.go"], &[(".", "function")], &cache.join("go")).context("build the Go function")?;
+    go(&functions.join("go"), &["main.go"], &[(".", "function")], &cache.join("go"))
+        .context("build the Go function")?;
     edges(&functions.join("edges"), &cache.join("edges")).context("build the functions of `cargo xtask edges`")
 }
 
