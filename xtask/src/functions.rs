@@ -19,7 +19,16 @@ pub fn prepare(root: &Path) -> Result<()> {
     machine()?;
     python(&functions.join("python"), &cache.join("python")).context("set up the Python function")?;
     node(&functions.join("node"), &cache.join("node")).context("set up the Node.js function")?;
-    go(&functions.join("go"), &cache.join("go")).context("build the Go function")
+    go(&functions.join("go"), &["main.go"], &[(".", "function")], &cache.join("go"))
+        .context("build the Go function")?;
+    edges(&functions.join("edges"), &cache.join("edges")).context("build the functions of `cargo xtask edges`")
+}
+
+/// Those whose edges are measured (`tests/edges`); the Python and Node.js ones need what is installed already.
+fn edges(source: &Path, cache: &Path) -> Result<()> {
+    let packages = [("./callee", "callee"), ("./function", "function")];
+    let inputs = ["go.sum", "callee/main.go", "function/main.go"];
+    go(&source.join("go"), &inputs, &packages, &cache.join("go")).context("Go")
 }
 
 /// Sees that interpreters, compiler and nginx are there; on Debian and its kin the missing ones are installed.
@@ -88,23 +97,25 @@ fn node(source: &Path, cache: &Path) -> Result<()> {
     stamp.set()
 }
 
-/// One binary; it has no dependency outside Go's standard library.
-fn go(source: &Path, cache: &Path) -> Result<()> {
-    let files = ["go.mod", "main.go"].map(|name| source.join(name));
-    let stamp = Stamp::new(cache, &["go", "version"], &[&files[0], &files[1]])?;
+/// A binary of each package, in the module whose `go.mod` is in `source`.
+fn go(source: &Path, inputs: &[&str], packages: &[(&str, &str)], cache: &Path) -> Result<()> {
+    let files: Vec<_> = ["go.mod"].iter().chain(inputs).map(|name| source.join(name)).collect();
+    let stamp = Stamp::new(cache, &["go", "version"], &files.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
     if stamp.is_fresh() {
         return Ok(());
     }
-    eprintln!("xtask: the Go function, into {}", cache.display());
+    eprintln!("xtask: functions in Go, into {}", cache.display());
     stamp.clear()?;
-    run(Command::new("go")
-        // Without -buildvcs=false the build fails where git does not trust the owner of the work tree.
-        .args(["build", "-trimpath", "-buildvcs=false", "-o"])
-        .arg(cache.join("function"))
-        .arg(".")
-        .current_dir(source)
-        .env("GOTOOLCHAIN", "local")
-        .env("CGO_ENABLED", "0"))?;
+    for (package, binary) in packages {
+        run(Command::new("go")
+            // Without -buildvcs=false the build fails where git does not trust the owner of the work tree.
+            .args(["build", "-trimpath", "-buildvcs=false", "-o"])
+            .arg(cache.join(binary))
+            .arg(package)
+            .current_dir(source)
+            .env("GOTOOLCHAIN", "local")
+            .env("CGO_ENABLED", "0"))?;
+    }
     stamp.set()
 }
 
