@@ -215,8 +215,8 @@ pub const START_HEAD_CUT: u8 = 8;
 /// [`Start::flags`]: the first request that this agent saw the sandbox receive.
 pub const START_FIRST: u8 = 16;
 
-/// [`Start::flags`], with [`Rule::Loop`] and [`Rule::Coroutine`]: a guess. Threads of this sandbox have been seen to work
-/// for another than the one that they read last; [`Start::trust`] says how often they did not.
+/// [`Start::flags`]: the rule is not certain here, and [`Start::trust`] says how likely it is right. Threads of this sandbox
+/// have been seen to work for another than the one that they read last, or work may have been left from before.
 pub const START_WEAK: u8 = 32;
 
 /// What every record begins with.

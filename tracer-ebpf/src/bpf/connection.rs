@@ -75,7 +75,10 @@ pub struct Connection {
     /// The invocation that made the last call on this connection; 0 if nobody knows.
     pub caller: u64,
     pub connect_rule: u8,
-    pub pad: [u8; 3],
+    /// And how far it can be believed: see [`crate::attribution::Parent`].
+    pub connect_flags: u8,
+    pub connect_trust: u8,
+    pub pad: u8,
     /// Segments that had been sent again when the last exchange ended.
     pub retransmits: u32,
     /// Span ids of the open exchanges, by ordinal modulo [`OPEN_MAX`]; 0 once ended.

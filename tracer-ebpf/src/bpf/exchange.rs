@@ -158,7 +158,8 @@ pub fn attribute_call(scratch: &mut Scratch, connection: &mut Value<Connection>,
     let carried_context = if carried { Some(&flow.context) } else { None };
     attribution::attribute(&mut scratch.parent, connection.sandbox, task, carried_context);
     if connection.requests == 0 && connection.connect_parent != 0 {
-        attribution::by_connect(&mut scratch.parent, connection.sandbox, connection.connect_parent);
+        let (span, flags, trust) = (connection.connect_parent, connection.connect_flags, connection.connect_trust);
+        attribution::by_connect(&mut scratch.parent, connection.sandbox, span, flags, trust);
     }
     if scratch.parent.rule == Rule::None as u8 && scratch.parent.live > 1 && task.is_known() {
         attribution::misses(connection.sandbox);
@@ -200,6 +201,8 @@ pub fn connect_failed(scratch: &mut Scratch, connection: &mut Value<Connection>,
     if let Some(parent) = attribution::invocation(connection.connect_parent) {
         scratch.parent.context = parent.context;
         scratch.parent.rule = connection.connect_rule;
+        scratch.parent.flags = connection.connect_flags;
+        scratch.parent.trust = connection.connect_trust;
     }
     let now = scratch.now;
     scratch.now = connection.connect_ns;
@@ -281,7 +284,7 @@ pub fn response_ends(scratch: &mut Scratch, connection: &mut Value<Connection>, 
     connection.status = 0;
     let pid = connection.pid;
     if connection.role == role::SERVER {
-        attribution::end(span, connection.sandbox);
+        attribution::end(span, connection.sandbox, scratch.now);
         scratch.emit(Kind::InvocationEnd, connection.sandbox, pid);
     } else {
         scratch.emit(Kind::CallEnd, connection.sandbox, pid);

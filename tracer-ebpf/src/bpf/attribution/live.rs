@@ -24,8 +24,10 @@ pub struct Sandbox {
     /// How often the loop's turn told rightly and wrongly whose answer it was that left: see [`super::trust`].
     pub hits: Atomic,
     pub misses: Atomic,
-    /// 1 once an invocation of it has called after its response.
+    /// 1 once there was a call in it that belonged to no live invocation.
     pub leftover: Atomic,
+    /// When one last ended, ns.
+    pub ended_ns: Atomic,
 }
 
 impl Sandbox {
@@ -38,6 +40,7 @@ impl Sandbox {
             hits: Atomic::new(0),
             misses: Atomic::new(0),
             leftover: Atomic::new(0),
+            ended_ns: Atomic::new(0),
         }
     }
 }
@@ -126,7 +129,7 @@ pub fn begin(span: u64, invocation: &Invocation) -> (bool, u32) {
 
 /// Notes that an invocation has answered.
 #[inline(always)]
-pub fn end(span: u64, sandbox_id: u64) {
+pub fn end(span: u64, sandbox_id: u64, now: u64) {
     if let Some(invocation) = invocation(span)
         && invocation.inbound != 0
     {
@@ -141,6 +144,7 @@ pub fn end(span: u64, sandbox_id: u64) {
     let _ = INVOCATIONS.remove(span);
     if let Some(sandbox) = sandbox(sandbox_id) {
         sandbox.spans.xor(span);
+        sandbox.ended_ns.store(now);
         sandbox.live.add(u64::MAX);
     }
 }

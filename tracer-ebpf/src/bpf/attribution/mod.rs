@@ -37,11 +37,12 @@ pub struct Parent {
     pub context: Context,
     /// A [`Rule`].
     pub rule: u8,
+    /// Aligns the next two, which the compiler writes as one: "misaligned stack access".
+    pub pad: u8,
     /// [`START_AFTER_RESPONSE`] and [`START_WEAK`].
     pub flags: u8,
     /// With [`START_WEAK`]: how likely it is right, of 255.
     pub trust: u8,
-    pub pad: u8,
     /// How many invocations were live.
     pub live: u32,
 }
@@ -50,9 +51,9 @@ impl Parent {
     pub const NOBODY: Self = Self {
         context: Context { trace_id: [0; 2], span_id: 0, flags: 0, pad: [0; 7] },
         rule: 0,
+        pad: 0,
         flags: 0,
         trust: 0,
-        pad: 0,
         live: 0,
     };
 
@@ -87,6 +88,10 @@ fn copy(to: &mut Context, from: &Context) {
         i += 1;
     }
 }
+
+/// So long after an invocation has answered, what it left running may still call: how long a function in wide use keeps
+/// a timer or a retry.
+const LEFTOVER_NS: u64 = 1_000_000_000;
 
 /// Decides whose call it is that `task` makes now in `sandbox_id`. `carried` is the context that the call brings along.
 ///
@@ -131,9 +136,17 @@ fn decide_for(parent: &mut Parent, sandbox_id: u64, task: Task, carried: Option<
     if let Some(only) = invocation(alone)
         // Since it began: what another left running may still call.
         && only.start_ns > sandbox.overlap_ns.load()
-        && !known.as_ref().is_some_and(|known| is_elsewhere(known, &sandbox, &only, alone))
+        && !known.as_ref().is_some_and(|known| is_elsewhere(known, &only, alone))
         && parent.is(Rule::Exclusive, &only, alone, sandbox_id)
     {
+        let works_for_it = known.as_ref().is_some_and(|known| known.context.span_id == alone);
+        let ended = sandbox.ended_ns.load();
+        let quiet = sandbox.leftover.load() == 0 && (ended == 0 || only.start_ns.wrapping_sub(ended) > LEFTOVER_NS);
+        if !works_for_it && !quiet {
+            // What the one before has left running may have called. Nothing says so, but nothing says otherwise.
+            parent.flags = START_WEAK;
+            parent.trust = trust::LIKELY;
+        }
         return;
     }
     if !task.is_known() {
@@ -145,6 +158,7 @@ fn decide_for(parent: &mut Parent, sandbox_id: u64, task: Task, carried: Option<
         if is_background && let Some(mut new) = entry(task) {
             new.sandbox = sandbox_id;
             new.background = 1;
+            sandbox.leftover.store(1);
         }
         return;
     };
@@ -153,17 +167,18 @@ fn decide_for(parent: &mut Parent, sandbox_id: u64, task: Task, carried: Option<
     }
     if is_background {
         known.background = 1;
+        sandbox.leftover.store(1);
     }
 }
 
 /// Whether a thread may be at work for something other than the one live invocation of its sandbox.
 #[inline(always)]
-fn is_elsewhere(known: &Thread, sandbox: &Sandbox, only: &Invocation, alone: u64) -> bool {
+fn is_elsewhere(known: &Thread, only: &Invocation, alone: u64) -> bool {
     if known.how != how::NOTHING && known.context.span_id == alone {
         return false;
     }
-    // It has work of its own, or others have left some, and nothing says that this is not it.
-    if known.background == 1 || sandbox.leftover.load() != 0 {
+    // It has work of its own, and nothing says that this is not it.
+    if known.background == 1 {
         return true;
     }
     // It is still at what it did before, be it that this is all it does, or that nobody has read the new request yet.
@@ -239,14 +254,16 @@ fn by_goroutine(task: Task, g: u64) -> Option<u64> {
     Some(unsafe { span.read_volatile() })
 }
 
-/// The thread that connected a socket told whose it is, which holds for the first request on it.
+/// Who was at work when the socket connected explains the first request on it, if the sending thread tells nothing
+/// better. It is as certain as that was.
 #[inline(always)]
-pub fn by_connect(parent: &mut Parent, sandbox_id: u64, span: u64) {
+pub fn by_connect(parent: &mut Parent, sandbox_id: u64, span: u64, flags: u8, trust: u8) {
     let is_open = parent.rule == Rule::None as u8 || parent.rule == Rule::Loop as u8;
     if is_open
         && let Some(own) = invocation(span)
         && parent.is(Rule::Loop, &own, span, sandbox_id)
     {
-        parent.flags = 0;
+        parent.flags = flags;
+        parent.trust = trust;
     }
 }

@@ -144,6 +144,8 @@ pub fn reads_request(task: Task, g: u64, span: u64, sandbox: u64, dedicated: boo
     // It had read another's, and that is not answered: whatever the call that it reads with, it serves several.
     let several = known.how == how::DEDICATED && known.context.span_id != span && known.is_live();
     works(&mut known, &invocation.context, sandbox, g, if dedicated && !several { how::DEDICATED } else { how::TURN });
+    // A loop's thread does whatever there is to do: that it was something of its own once tells nothing of the next.
+    known.background = 0;
     if g != 0 {
         let key = Goroutine { pid: u64::from(task.pid), g };
         let _ = COROUTINES.insert(key, span, 0);

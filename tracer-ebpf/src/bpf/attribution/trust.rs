@@ -22,6 +22,8 @@ const HITS_PER_MISS: u64 = 200;
 const MEMORY: u64 = 4096;
 /// As likely right as wrong, of 255.
 pub const EVEN: u8 = 127;
+/// Nine times in ten, of 255.
+pub const LIKELY: u8 = 230;
 
 /// An answer of the invocation `span` leaves `task`: had it been a call, whose would it have been?
 #[inline(always)]

@@ -88,6 +88,8 @@ fn connecting(context: &SockOpsContext) {
     attribution::attribute(&mut parent, connection.sandbox, task, None);
     connection.connect_parent = parent.context.span_id;
     connection.connect_rule = parent.rule;
+    connection.connect_flags = parent.flags;
+    connection.connect_trust = parent.trust;
 }
 
 #[inline(always)]
