@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use super::{
+    clues::{Belief, Clues, Pointer, pointers},
     model::{Begin, Child, Kind, Parent, Template},
     sets::{Set, Sets},
 };
@@ -18,6 +19,9 @@ pub(super) struct Inv {
     pub parent: Parent,
     pub start: i64,
     pub end: i64,
+    /// It has not ended.
+    pub open: bool,
+    pub clues: Clues,
     /// The visits of one trace to the service, by index, if it pays several.
     pub group: Option<u32>,
 }
@@ -36,6 +40,7 @@ pub(super) struct Group {
 pub(super) struct Known {
     pub templates: BTreeMap<Parent, Template>,
     pub visits: Sets,
+    pub belief: Belief,
 }
 
 /// A call that the service sent; times in µs.
@@ -46,6 +51,9 @@ pub(super) struct Sent {
     pub end: i64,
     /// The invocation that it caused, if that is one of the same service: it did not make the call.
     pub callee: Option<u32>,
+    /// The invocation that made it, if that is known.
+    pub made_by: Option<u32>,
+    pub clues: Clues,
 }
 
 impl Sent {
@@ -72,6 +80,16 @@ pub(super) struct Solved {
     pub p: Vec<f64>,
     /// By invocation: the sets of calls that it may have made, the most probable first.
     pub choices: Vec<Vec<Choice>>,
+    /// Calls whose clues pointed at somebody.
+    pub pointed: Vec<Pointed>,
+}
+
+/// A call, the invocations that may have made it, and where its clues point.
+#[derive(Clone, Debug)]
+pub(super) struct Pointed {
+    pub call: u32,
+    pub candidates: Vec<u32>,
+    pub pointers: Vec<Pointer>,
 }
 
 /// How far the search goes.
@@ -137,6 +155,8 @@ struct Able {
     inv: Inv,
     begin: Begin,
     group: Option<usize>,
+    /// ln of what the clues say.
+    clue: f64,
 }
 
 /// An invocation that waits to make a call: the split that gives it one, since when, and the odds for the order.
@@ -230,6 +250,7 @@ pub(super) fn solve(invs: &[Inv], sent: &[Sent], groups: &[Group], known: &mut K
             parent: vec![None; sent.len()],
             p: vec![0.0; sent.len()],
             choices: vec![Vec::new(); invs.len()],
+            pointed: Vec::new(),
         },
     };
     search.run();
@@ -287,19 +308,22 @@ impl Search<'_> {
 
     fn call(&mut self, call: u32) {
         let Some(sent) = self.sent.get(call as usize).copied() else { return };
-        let splits = self.split(&sent);
+        let splits = self.split(call, &sent);
         self.adopt(call, splits);
     }
 
     /// The hypotheses with one more call, the improbable left out; by hypothesis.
-    fn split(&mut self, sent: &Sent) -> Vec<Split> {
+    fn split(&mut self, call: u32, sent: &Sent) -> Vec<Split> {
         let mut splits: Vec<Split> = Vec::new();
         let mut waits: Vec<Waiting> = Vec::new();
-        let able = self.candidates(sent);
+        let able = self.able(call, sent);
+        let known = sent.made_by.is_some() && !able.is_empty();
         for (index, hypothesis) in self.hypotheses.iter().enumerate() {
             waits.clear();
-            splits.push(Split { of: index, to: None, sum: hypothesis.sum + NOBODY, ln: NOBODY });
-            for Able { slot: at, inv, begin, group } in &able {
+            if !known {
+                splits.push(Split { of: index, to: None, sum: hypothesis.sum + NOBODY, ln: NOBODY });
+            }
+            for Able { slot: at, inv, begin, group, clue } in &able {
                 let (Some(slot), Some(template)) =
                     (hypothesis.slots.get(*at), self.known.templates.get_mut(&inv.parent))
                 else {
@@ -307,6 +331,7 @@ impl Search<'_> {
                 };
                 let earlier = Earlier { calls: &self.calls, sent: self.sent, at: slot.calls };
                 let (mut ln, set, wait) = template.call(slot.set, *begin, earlier, sent.child());
+                ln += clue;
                 if let Some((since, odds)) = wait {
                     waits.push(Waiting { split: splits.len(), parent: inv.parent, since, odds });
                 }
@@ -373,13 +398,29 @@ impl Search<'_> {
         }
     }
 
+    /// The live invocations that may have made a call, with what its clues say for each.
+    fn able(&mut self, call: u32, sent: &Sent) -> Vec<Able> {
+        let mut able = self.candidates(sent);
+        let pointers = pointers(&sent.clues, able.iter().map(|able| &able.inv.clues));
+        let live = |able: &Able| self.live.get(able.slot).copied();
+        if !pointers.is_empty() {
+            able.iter_mut().enumerate().for_each(|(at, able)| able.clue = self.known.belief.ln(&pointers, at));
+            let candidates = able.iter().filter_map(live).collect();
+            self.solved.pointed.push(Pointed { call, candidates, pointers });
+        }
+        if let Some(maker) = able.iter().position(|able| live(able) == sent.made_by && sent.made_by.is_some()) {
+            able = able.get(maker).copied().into_iter().collect();
+        }
+        able
+    }
+
     /// The live invocations that may have made a call: those whose kind is known to, or if none is, all.
     fn candidates(&self, sent: &Sent) -> Vec<Able> {
         let live = || {
             let pick = |(at, inv): (usize, &u32)| {
                 let found = self.invs.get(*inv as usize).filter(|_| sent.callee != Some(*inv))?;
                 let group = found.group.and_then(|group| self.live_groups.iter().position(|(live, _)| *live == group));
-                Some(Able { slot: at, inv: *found, begin: self.begin(found), group })
+                Some(Able { slot: at, inv: *found, begin: self.begin(found), group, clue: 0.0 })
             };
             self.live.iter().enumerate().filter_map(pick)
         };
@@ -400,7 +441,8 @@ impl Search<'_> {
             }
             let slot = hypothesis.slots.swap_remove(at);
             let earlier = Earlier { calls: &self.calls, sent: self.sent, at: slot.calls };
-            let ln = template.map_or(0.0, |template| template.end(slot.set, begin, earlier, found.end));
+            let judge = |template: &Template| template.end(slot.set, begin, earlier, found.end);
+            let ln = if found.open { 0.0 } else { template.map_or(0.0, judge) };
             hypothesis.sum += ln;
             hypothesis.best += ln;
             hypothesis.hash = hypothesis.hash.wrapping_sub(slot.hash);

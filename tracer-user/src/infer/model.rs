@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::{
+    clues::Belief,
     density::{Counts, Density},
     order::Odds,
     sets::{Set, Sets},
@@ -55,7 +56,7 @@ pub(super) struct Begin {
 /// Most earlier calls that are looked at for a trigger; an invocation may make any number.
 const LOOK_BACK: usize = 24;
 /// Most kinds of calls of one kind of invocation that serve as triggers.
-const MOST_TRIGGERS: usize = 16;
+const MOST_TRIGGERS: usize = 8;
 /// Most kinds of calls that are learned for one kind of invocation.
 const MOST_KINDS: usize = 128;
 
@@ -294,6 +295,8 @@ pub(super) struct Model {
     records: BTreeMap<Parent, Record>,
     /// How often each set of calls was made by all visits of a trace together.
     visits: BTreeMap<Vec<(Kind, u16)>, f64>,
+    /// How far clues are to be believed.
+    pub belief: Belief,
 }
 
 /// How often each kind of call is there.
@@ -311,6 +314,7 @@ impl Model {
     pub fn fade(&mut self, keep: f64) {
         self.visits.values_mut().for_each(|count| *count *= keep);
         self.visits.retain(|_, count| *count > 1e-3);
+        self.belief.fade(keep);
         for record in self.records.values_mut() {
             record.sets.values_mut().for_each(|count| *count *= keep);
             record.sets.retain(|_, count| *count > 1e-3);
