@@ -1,0 +1,75 @@
+//! How far a loop's turn can be believed.
+//!
+//! "The invocation of the connection that this thread read last" is right as long as what a function does next follows
+//! at once from what it read: not where a timer fires in between, or a scheduler puts things off. Whether it is so in a
+//! sandbox shows with every answer that leaves: whose it is, is known, and what the rule would have said can be held
+//! against it.
+
+use tracer_ebpf::record::START_WEAK;
+
+use super::{
+    Parent, Sandbox,
+    live::sandbox,
+    thread::{how, thread},
+};
+use crate::{kernel::Task, pointer::Value};
+
+/// So many answers at least.
+const HITS_MIN: u64 = 16;
+/// At most one in so many may have been told wrongly.
+const HITS_PER_MISS: u64 = 200;
+/// What is older counts half.
+const MEMORY: u64 = 4096;
+/// As likely right as wrong, of 255.
+pub const EVEN: u8 = 127;
+
+/// An answer of the invocation `span` leaves `task`: had it been a call, whose would it have been?
+#[inline(always)]
+pub fn answers(task: Task, span: u64, sandbox_id: u64) {
+    let Some(known) = thread(task.tid) else { return };
+    if known.how != how::TURN {
+        return;
+    }
+    let Some(sandbox) = sandbox(sandbox_id) else { return };
+    // With one it is no question.
+    if sandbox.live.load() < 2 {
+        return;
+    }
+    if known.context.span_id == span {
+        sandbox.hits.add(1);
+    } else {
+        sandbox.misses.add(1);
+    }
+    forget_old(&sandbox);
+}
+
+/// A call goes out and nothing tells whose it is, though several are live: work goes on here that no read announces.
+#[inline(always)]
+pub fn misses(sandbox_id: u64) {
+    if let Some(sandbox) = sandbox(sandbox_id) {
+        sandbox.misses.add(1);
+        forget_old(&sandbox);
+    }
+}
+
+/// Two CPUs may do so at once; then it counts a quarter.
+#[inline(always)]
+fn forget_old(sandbox: &Value<Sandbox>) {
+    let (hits, misses) = (sandbox.hits.load(), sandbox.misses.load());
+    if hits + misses >= MEMORY {
+        sandbox.hits.store(hits / 2);
+        sandbox.misses.store(misses / 2);
+    }
+}
+
+/// Says of what the turn told how far it can be believed in this sandbox.
+#[inline(always)]
+pub fn judge(parent: &mut Parent, sandbox: &Value<Sandbox>) {
+    let (hits, misses) = (sandbox.hits.load(), sandbox.misses.load());
+    if hits >= HITS_MIN && misses * HITS_PER_MISS <= hits {
+        return;
+    }
+    parent.flags |= START_WEAK;
+    // Laplace's rule of succession.
+    parent.trust = ((hits + 1) * 255).checked_div(hits + misses + 2).unwrap_or(0) as u8;
+}
