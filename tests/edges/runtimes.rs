@@ -1,6 +1,7 @@
 //! What is measured: the runtimes, and what each is asked to do.
 
 use std::{
+    fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
@@ -105,11 +106,26 @@ pub const ALL: &[Runtime] = &[
         shapes: &[Seq, Par, Errgroup, Timer, Pool, Retry, Stream, Fresh, After],
         start: Start::Program(go),
     },
+    Runtime {
+        name: "Java HttpServer, 64 threads, java.net.http",
+        shapes: &[Seq, Par, Timer, Pool, Retry, Stream, Fresh, After],
+        start: Start::Program(java_threads),
+    },
+    Runtime {
+        name: "Java HttpServer, virtual threads, java.net.http",
+        shapes: &[Seq, Par, Timer, Pool, Retry, Stream, Fresh, After],
+        start: Start::Program(java_virtual),
+    },
+    Runtime {
+        name: "Rust axum, reqwest, tokio",
+        shapes: &[Seq, Par, Timer, Pool, Retry, Stream, Fresh, After],
+        start: Start::Program(rust),
+    },
     Runtime { name: "nginx", shapes: &[Proxy], start: Start::Nginx },
 ];
 
 /// Those of the bounded form: a thread per request, an event loop, goroutines, a proxy.
-pub const BOUNDED: [&str; 4] = [ALL[0].name, ALL[4].name, ALL[6].name, ALL[7].name];
+pub const BOUNDED: [&str; 4] = [ALL[0].name, ALL[4].name, ALL[6].name, ALL[ALL.len() - 1].name];
 
 /// As many at once as the bench asks for.
 const THREADS: &str = "64";
@@ -163,6 +179,41 @@ fn node_http(address: SocketAddr) -> Result<Command, String> {
 
 fn go(address: SocketAddr) -> Result<Command, String> {
     let mut command = Command::new(prepared("edges/go/function"));
+    command.env("HOST", address.ip().to_string());
+    Ok(command)
+}
+
+fn java_threads(address: SocketAddr) -> Result<Command, String> {
+    Ok(java("java".into(), "fixed", address))
+}
+
+fn java_virtual(address: SocketAddr) -> Result<Command, String> {
+    let program = jdk().ok_or("no JDK of 21 or newer is here (on PATH, or in /usr/lib/jvm)")?;
+    Ok(java(program, "virtual", address))
+}
+
+fn java(program: PathBuf, workers: &str, address: SocketAddr) -> Command {
+    let mut command = Command::new(program);
+    command.arg("-cp").arg(prepared("edges/java")).arg("Function");
+    command.env("HOST", address.ip().to_string()).env("WORKERS", workers);
+    command
+}
+
+/// A JVM that has virtual threads.
+fn jdk() -> Option<PathBuf> {
+    let installed = fs::read_dir("/usr/lib/jvm").into_iter().flatten().flatten();
+    let programs = installed.map(|entry| entry.path().join("bin/java")).filter(|program| program.exists());
+    [PathBuf::from("java")].into_iter().chain(programs).find(|program| {
+        // The first line is `openjdk version "25.0.3" …`, on standard error.
+        let output = Command::new(program).arg("-version").output().ok();
+        let said = output.map(|output| String::from_utf8_lossy(&output.stderr).into_owned()).unwrap_or_default();
+        let version = said.split('"').nth(1).and_then(|version| version.split('.').next()?.parse::<u32>().ok());
+        version.is_some_and(|version| version >= 21)
+    })
+}
+
+fn rust(address: SocketAddr) -> Result<Command, String> {
+    let mut command = Command::new(prepared("edges/rust/release/fntrace-edges-function"));
     command.env("HOST", address.ip().to_string());
     Ok(command)
 }

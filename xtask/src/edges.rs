@@ -43,6 +43,7 @@ pub struct Options {
 pub fn all(root: &Path, options: &Options) -> Result<()> {
     setup::prepare()?;
     functions::prepare(root)?;
+    functions::prepare_edges(root)?;
     let mut test = cargo(root);
     test.args(["test", "--quiet", "--release", "--package", "tracer-user", "--test", "edges"]);
     test.args(["--", "--ignored", "--exact", "whole", "--nocapture"]);
