@@ -328,6 +328,10 @@ impl Plan {
                 way => way,
             };
         }
+        if pieces.iter().any(|piece| piece.way == Way::UringZerocopy) {
+            // The kernel refuses it beside the other (net/core/skbuff.c, msg_zerocopy_realloc).
+            pieces.iter_mut().filter(|piece| piece.way == Way::Zerocopy).for_each(|piece| piece.way = Way::Send);
+        }
         let mut receive = RECEIVES[r.below(RECEIVES.len())];
         if self.tiny_buffers {
             receive = [Receive::Slow, Receive::Edge, Receive::Level, Receive::Plain][r.below(4)];

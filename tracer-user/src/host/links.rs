@@ -161,7 +161,11 @@ mod tests {
         }
         assert_eq!(agent.to_string(), format!("another fntrace (pid {}) traces {}", std::process::id(), all[1]));
         drop(link);
-        assert_eq!(look(taken), None);
+        // Who lists links holds each for a moment, and other tests do.
+        let until = Instant::now() + Duration::from_secs(10);
+        while look(taken).is_some() {
+            assert!(Instant::now() < until, "the link is still there");
+        }
         for path in all.iter().rev() {
             fs::remove_dir(mount.place_of(path)).unwrap();
         }
