@@ -34,6 +34,7 @@ use crate::{
     path::{Channel, Line},
 };
 pub(crate) use emit::peer_name;
+use guess::Hint;
 use span::{Class, DEPTH_MAX, Join, Map, NONE, PartOf, Span, Tree};
 pub use standing::{Standing, What};
 pub use totals::{Joins, Records, Totals};
@@ -317,12 +318,17 @@ impl Assembler {
         }
         self.make_room();
         let parsed = Head::parse(head, Keep { query: self.config.query, host: true });
-        let span = Self::new_span(header, start, class, parsed);
+        let mut span = Self::new_span(header, start, class, parsed);
+        let hint = Hint::of(start);
+        if hint.is_some() {
+            (span.parent, span.rule) = (0, Rule::None);
+        }
+        let parent = span.parent;
         self.totals.tags[span.tag as usize] += 1;
         self.totals.rules[span.rule as usize] += 1;
         let key = self.insert(span);
-        match self.invocations.get(&start.parent).copied() {
-            _ if start.parent == 0 => self.plant(key, None, false),
+        match self.invocations.get(&parent).copied() {
+            _ if parent == 0 => self.plant(key, None, false),
             Some(parent) if self.spans[parent as usize].sandbox == header.sandbox => self.place(key, parent),
             Some(_) => {
                 self.totals.foreign_parents += 1;
@@ -330,10 +336,10 @@ impl Assembler {
             }
             None => {
                 self.plant(key, None, true);
-                self.orphans.entry(start.parent).or_default().push(key);
+                self.orphans.entry(parent).or_default().push(key);
             }
         }
-        self.watch_call(key, head, start.live);
+        self.watch_call(key, head, start.live, hint);
         if class == Class::Opaque {
             return;
         }

@@ -24,6 +24,9 @@ pub struct Sandbox {
     /// How often the loop's turn told rightly and wrongly whose answer it was that left: see [`super::trust`].
     pub hits: Atomic,
     pub misses: Atomic,
+    /// The same of who gave a thread the work that it hands back.
+    pub handed_hits: Atomic,
+    pub handed_misses: Atomic,
     /// 1 once there was a call in it that belonged to no live invocation.
     pub leftover: Atomic,
     /// When one last ended, ns.
@@ -39,6 +42,8 @@ impl Sandbox {
             overlap_ns: Atomic::new(0),
             hits: Atomic::new(0),
             misses: Atomic::new(0),
+            handed_hits: Atomic::new(0),
+            handed_misses: Atomic::new(0),
             leftover: Atomic::new(0),
             ended_ns: Atomic::new(0),
         }

@@ -140,12 +140,15 @@ fn decide_for(parent: &mut Parent, sandbox_id: u64, task: Task, carried: Option<
         && parent.is(Rule::Exclusive, &only, alone, sandbox_id)
     {
         let works_for_it = known.as_ref().is_some_and(|known| known.context.span_id == alone);
+        let has_own_work = known.as_ref().is_some_and(|known| known.background == 1);
         let ended = sandbox.ended_ns.load();
-        let quiet = sandbox.leftover.load() == 0 && (ended == 0 || only.start_ns.wrapping_sub(ended) > LEFTOVER_NS);
+        let quiet = !has_own_work
+            && sandbox.leftover.load() == 0
+            && (ended == 0 || only.start_ns.wrapping_sub(ended) > LEFTOVER_NS);
         if !works_for_it && !quiet {
             // What the one before has left running may have called. Nothing says so, but nothing says otherwise.
             parent.flags = START_WEAK;
-            parent.trust = trust::LIKELY;
+            parent.trust = if has_own_work { trust::RATHER } else { trust::LIKELY };
         }
         return;
     }
@@ -176,10 +179,6 @@ fn decide_for(parent: &mut Parent, sandbox_id: u64, task: Task, carried: Option<
 fn is_elsewhere(known: &Thread, only: &Invocation, alone: u64) -> bool {
     if known.how != how::NOTHING && known.context.span_id == alone {
         return false;
-    }
-    // It has work of its own, and nothing says that this is not it.
-    if known.background == 1 {
-        return true;
     }
     // It is still at what it did before, be it that this is all it does, or that nobody has read the new request yet.
     match known.how {
@@ -225,8 +224,13 @@ fn by_thread(
         if !parent.is(rule, &own, span, sandbox_id) {
             return false;
         }
-        if known.how == how::TURN && (g == 0 || g != known.goroutine) {
-            trust::judge(parent, sandbox);
+        match known.how {
+            how::TURN if g == 0 || g != known.goroutine => {
+                trust::judge(parent, sandbox, known.doubtful == 1);
+                known.unused = 0;
+            }
+            how::WOKEN => trust::judge_handed(parent, sandbox),
+            _ => {}
         }
         return true;
     }
@@ -238,10 +242,17 @@ fn by_thread(
     parent.rule = if rule as u8 == Rule::Thread as u8 { Rule::Lineage as u8 } else { rule as u8 };
     parent.flags = START_AFTER_RESPONSE;
     sandbox.leftover.store(1);
-    if parent.live > 0 && known.how != how::MADE {
-        // It may as well have turned to one of those.
-        parent.flags |= START_WEAK;
-        parent.trust = trust::EVEN;
+    if parent.live == 0 {
+        return true;
+    }
+    // It may as well have turned to one of those that are live.
+    match known.how {
+        how::MADE => {}
+        how::TURN => trust::judge(parent, sandbox, known.doubtful == 1),
+        by => {
+            parent.flags |= START_WEAK;
+            parent.trust = if by == how::DEDICATED { trust::LIKELY } else { trust::EVEN };
+        }
     }
     true
 }

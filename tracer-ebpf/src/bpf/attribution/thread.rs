@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use tracer_ebpf::{counter::Counter, traceparent::Context};
 
-use super::{copy, live};
+use super::{copy, live, trust};
 use crate::{
     kernel::{self, Registers, Task, Typed},
     maps::{COROUTINES, LOCKS, THREADS, count},
@@ -43,7 +43,11 @@ pub struct Thread {
     pub background: u8,
     /// Calls and hand-overs since the response: see [`AFTER_MAX`].
     pub after: u8,
-    pub pad: [u8; 5],
+    /// 1 as long as nothing has come of what it read last; and 1 if it then read another's: it reads several in a row and
+    /// gets to work on them later, in an order that the kernel does not see.
+    pub unused: u8,
+    pub doubtful: u8,
+    pub pad: [u8; 3],
 }
 
 impl Thread {
@@ -54,7 +58,9 @@ impl Thread {
         how: how::NOTHING,
         background: 0,
         after: 0,
-        pad: [0; 5],
+        unused: 0,
+        doubtful: 0,
+        pad: [0; 3],
     };
 
     #[inline(always)]
@@ -173,6 +179,9 @@ pub fn reads_response(task: Task, g: u64, parent: u64, sandbox: u64) {
 
 #[inline(always)]
 fn works(known: &mut Thread, context: &Context, sandbox: u64, goroutine: u64, by: u8) {
+    let other = known.how == how::TURN && known.context.span_id != context.span_id;
+    known.doubtful = (other && known.unused == 1 && known.is_live()) as u8;
+    known.unused = 1;
     copy(&mut known.context, context);
     known.sandbox = sandbox;
     known.goroutine = goroutine;
@@ -275,6 +284,9 @@ fn note_lock(task: Task, registers: Registers) {
 fn handed(giver: &mut Thread, known: &mut Thread, woken: Task, waits: Registers, waits_for: kernel::Waits) {
     let same = known.context.span_id == giver.context.span_id;
     if known.how == how::DEDICATED && known.is_live() {
+        if giver.how == how::WOKEN && !is_lock(woken, waits) {
+            trust::hands_back(giver.sandbox, same);
+        }
         if same && giver.how == how::WOKEN {
             // What it was given to do is done.
             giver.forget();
@@ -283,7 +295,7 @@ fn handed(giver: &mut Thread, known: &mut Thread, woken: Task, waits: Registers,
         }
         return;
     }
-    if waits_for == kernel::Waits::Futex && known.how != how::NOTHING && is_lock(woken, waits) {
+    if waits_for == kernel::Waits::Futex && is_lock(woken, waits) {
         return;
     }
     if known.how == how::MADE && same {

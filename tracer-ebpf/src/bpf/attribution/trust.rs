@@ -12,7 +12,7 @@ use super::{
     live::sandbox,
     thread::{how, thread},
 };
-use crate::{kernel::Task, pointer::Value};
+use crate::{atomic::Atomic, kernel::Task, pointer::Value};
 
 /// So many answers at least.
 const HITS_MIN: u64 = 16;
@@ -22,14 +22,20 @@ const HITS_PER_MISS: u64 = 200;
 const MEMORY: u64 = 4096;
 /// As likely right as wrong, of 255.
 pub const EVEN: u8 = 127;
+/// Three times in five, of 255.
+pub const RATHER: u8 = 153;
 /// Nine times in ten, of 255.
 pub const LIKELY: u8 = 230;
 
 /// An answer of the invocation `span` leaves `task`: had it been a call, whose would it have been?
 #[inline(always)]
 pub fn answers(task: Task, span: u64, sandbox_id: u64) {
-    let Some(known) = thread(task.tid) else { return };
+    let Some(mut known) = thread(task.tid) else { return };
     if known.how != how::TURN {
+        return;
+    }
+    known.unused = 0;
+    if known.doubtful == 1 {
         return;
     }
     let Some(sandbox) = sandbox(sandbox_id) else { return };
@@ -42,7 +48,7 @@ pub fn answers(task: Task, span: u64, sandbox_id: u64) {
     } else {
         sandbox.misses.add(1);
     }
-    forget_old(&sandbox);
+    forget_old(&sandbox.hits, &sandbox.misses);
 }
 
 /// A call goes out and nothing tells whose it is, though several are live: work goes on here that no read announces.
@@ -50,24 +56,48 @@ pub fn answers(task: Task, span: u64, sandbox_id: u64) {
 pub fn misses(sandbox_id: u64) {
     if let Some(sandbox) = sandbox(sandbox_id) {
         sandbox.misses.add(1);
-        forget_old(&sandbox);
+        forget_old(&sandbox.hits, &sandbox.misses);
+    }
+}
+
+/// A thread that was given work wakes one that waits for an answer of its own: was it that one's work?
+#[inline(always)]
+pub fn hands_back(sandbox_id: u64, same: bool) {
+    if let Some(sandbox) = sandbox(sandbox_id) {
+        let counter = if same { &sandbox.handed_hits } else { &sandbox.handed_misses };
+        counter.add(1);
+        forget_old(&sandbox.handed_hits, &sandbox.handed_misses);
     }
 }
 
 /// Two CPUs may do so at once; then it counts a quarter.
 #[inline(always)]
-fn forget_old(sandbox: &Value<Sandbox>) {
-    let (hits, misses) = (sandbox.hits.load(), sandbox.misses.load());
-    if hits + misses >= MEMORY {
-        sandbox.hits.store(hits / 2);
-        sandbox.misses.store(misses / 2);
+fn forget_old(hits: &Atomic, misses: &Atomic) {
+    let (right, wrong) = (hits.load(), misses.load());
+    if right + wrong >= MEMORY {
+        hits.store(right / 2);
+        misses.store(wrong / 2);
     }
 }
 
 /// Says of what the turn told how far it can be believed in this sandbox.
 #[inline(always)]
-pub fn judge(parent: &mut Parent, sandbox: &Value<Sandbox>) {
-    let (hits, misses) = (sandbox.hits.load(), sandbox.misses.load());
+pub fn judge(parent: &mut Parent, sandbox: &Value<Sandbox>, doubtful: bool) {
+    weigh(parent, sandbox.hits.load(), sandbox.misses.load());
+    if doubtful {
+        parent.flags |= START_WEAK;
+        parent.trust = EVEN;
+    }
+}
+
+/// The same of what a waking told.
+#[inline(always)]
+pub fn judge_handed(parent: &mut Parent, sandbox: &Value<Sandbox>) {
+    weigh(parent, sandbox.handed_hits.load(), sandbox.handed_misses.load());
+}
+
+#[inline(always)]
+fn weigh(parent: &mut Parent, hits: u64, misses: u64) {
     if hits >= HITS_MIN && misses * HITS_PER_MISS <= hits {
         return;
     }

@@ -11,7 +11,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use slab::Slab;
-use tracer_ebpf::record::Rule;
+use tracer_ebpf::record::{Rule, START_AFTER_RESPONSE, START_WEAK, Start};
 
 use super::{
     Assembler,
@@ -30,6 +30,9 @@ const AWAKE_NS: u64 = 10_000_000_000;
 const WATCHED: usize = 256;
 /// Calls held at a time, in all.
 const HELD: usize = 16_384;
+/// Calls held per second, in all, and how many may come at once: what ranking may cost, whatever the tenants do.
+const RATE: u64 = 2_000;
+const BURST: u64 = 4_000;
 /// Most candidates of a call.
 const CANDIDATES: usize = 128;
 /// Spans of a sandbox that are ranked together; more are decided at once, whoever is still to answer.
@@ -82,9 +85,46 @@ struct Made {
     decided: Option<InvocationId>,
 }
 
+/// What the kernel half believes of a call without being certain ([`START_WEAK`]).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Hint {
+    maker: InvocationId,
+    p: f64,
+    /// The invocation had answered: it is none of those that are live.
+    after_response: bool,
+}
+
+impl Hint {
+    pub fn of(start: &Start) -> Option<Self> {
+        let weak = start.flags & START_WEAK != 0 && start.parent != 0;
+        weak.then(|| Self {
+            maker: InvocationId(start.parent),
+            p: f64::from(start.trust) / 255.0,
+            after_response: start.flags & START_AFTER_RESPONSE != 0,
+        })
+    }
+}
+
+/// Puts together what the record says of a call's maker and what the kernel half believes, each with its probability,
+/// where `candidates` may have made it: two witnesses that know nothing of each other.
+fn weigh(found: Option<(InvocationId, f64)>, hint: Option<Hint>, candidates: usize) -> Option<(InvocationId, f64)> {
+    let (Some((best, p)), Some(hint)) = (found, hint) else { return found.or(hint.map(|hint| (hint.maker, hint.p))) };
+    let others = candidates.saturating_sub(1).max(1) as f64;
+    let (p_other, hint_other) = ((1.0 - p) / others, (1.0 - hint.p) / others);
+    let (winner, score, rest) = if best == hint.maker {
+        (best, p * hint.p, others * p_other * hint_other)
+    } else {
+        let (record, kernel) = (p * hint_other, p_other * hint.p);
+        let rest = (others - 1.0) * p_other * hint_other;
+        if record >= kernel { (best, record, kernel + rest) } else { (hint.maker, kernel, record + rest) }
+    };
+    Some((winner, score / (score + rest).max(f64::MIN_POSITIVE)))
+}
+
 #[derive(Debug)]
 struct Held {
     candidates: Vec<Place>,
+    hint: Option<Hint>,
     /// How many were live as the kernel half counts them: it knows of some that have no record.
     live: u8,
 }
@@ -112,6 +152,21 @@ pub(super) struct Guesses {
     // In order, because what is given out must not depend on a map's.
     sandboxes: BTreeMap<u64, Watch>,
     held: usize,
+    /// When the calls held so far will have been paid for, at [`RATE`].
+    paid_ns: u64,
+}
+
+impl Guesses {
+    /// Whether one more call may be held now.
+    fn afford(&mut self, now_ns: u64) -> bool {
+        const COST_NS: u64 = 1_000_000_000 / RATE;
+        let paid_ns = self.paid_ns.max(now_ns.saturating_sub(BURST * COST_NS));
+        if paid_ns >= now_ns {
+            return false;
+        }
+        self.paid_ns = paid_ns + COST_NS;
+        true
+    }
 }
 
 /// A call that was ranked.
@@ -241,11 +296,12 @@ impl Watch {
             let Some(held) = made.held.take() else { continue };
             self.held -= 1;
             let found = makers.get(&CallId(at as u64)).copied();
-            let maker = found.and_then(|(maker, p)| Some((*places.get(&maker)?, p)));
-            made.decided = found.map(|(maker, _)| maker);
             // Who has no record may have made it as well as those that have.
             let known = held.candidates.len() as f64;
-            let maker = maker.map(|(place, p)| (place, p * known / known.max(f64::from(held.live))));
+            let found = found.map(|(maker, p)| (maker, p * known / known.max(f64::from(held.live))));
+            let found = weigh(found, held.hint, held.candidates.len());
+            let maker = found.and_then(|(maker, p)| Some((*places.get(&maker)?, p)));
+            made.decided = found.map(|(maker, _)| maker);
             decisions.push(Decision { call: made.place, candidates: held.candidates, maker });
         }
         self.tidy();
@@ -307,12 +363,21 @@ impl Assembler {
     }
 
     /// Notes a call, if its sandbox is watched; holds it, if it is to be placed.
-    pub(super) fn watch_call(&mut self, key: u32, head: &[u8], live: u8) {
+    pub(super) fn watch_call(&mut self, key: u32, head: &[u8], live: u8, hint: Option<Hint>) {
         let span = &self.spans[key as usize];
-        if span.class == Class::Call && span.parent == 0 && span.rule == Rule::None && live > 0 {
-            self.hold(key, head, live);
-        } else if let Some(watch) = self.guesses.sandboxes.get_mut(&span.sandbox)
+        let is_open = span.class == Class::Call && span.parent == 0 && span.rule == Rule::None;
+        // With one that is live there is nothing to rank.
+        let may_rank = live > u8::from(hint.is_some()) && hint.is_none_or(|hint| !hint.after_response);
+        if is_open && may_rank && self.hold(key, head, live, hint) {
+            return;
+        }
+        if let Some(hint) = hint {
+            self.believe(key, hint);
+        }
+        let span = &self.spans[key as usize];
+        if let Some(watch) = self.guesses.sandboxes.get_mut(&span.sandbox)
             && span.parent != 0
+            && span.rule != Rule::Inferred
             && span.class == Class::Call
             && watch.awake(self.now_ns)
         {
@@ -320,21 +385,38 @@ impl Assembler {
         }
     }
 
-    fn hold(&mut self, key: u32, head: &[u8], live: u8) {
+    /// Hangs a call under the invocation that the kernel half believes it to be of.
+    fn believe(&mut self, call: u32, hint: Hint) {
+        let Some(maker) = self.invocations.get(&hint.maker.0).copied() else { return };
+        if hint.p >= self.config.infer_min && self.spans[maker as usize].sandbox == self.spans[call as usize].sandbox {
+            self.hang(call, Place { key: maker, id: hint.maker.0 }, hint.p);
+        }
+    }
+
+    fn hang(&mut self, call: u32, maker: Place, p: f64) {
+        let span = &mut self.spans[call as usize];
+        self.totals.rules[span.rule as usize] -= 1;
+        (span.rule, span.parent, span.per_mille) = (Rule::Inferred, maker.id, (p * 1000.0).round() as u16);
+        self.totals.rules[span.rule as usize] += 1;
+        self.adopt(call, maker.key);
+    }
+
+    /// Holds a call until it can be ranked; `false` if it cannot be.
+    fn hold(&mut self, key: u32, head: &[u8], live: u8, hint: Option<Hint>) -> bool {
         if self.config.infer_min >= 1.0 {
-            return;
+            return false;
         }
         let (sandbox, now_ns) = (self.spans[key as usize].sandbox, self.now_ns);
-        if self.guesses.held >= HELD || !self.watch(sandbox) {
+        if self.guesses.held >= HELD || !self.guesses.afford(now_ns) || !self.watch(sandbox) {
             self.totals.inference.refused += 1;
-            return;
+            return false;
         }
-        let Some(watch) = self.guesses.sandboxes.get_mut(&sandbox) else { return };
+        let Some(watch) = self.guesses.sandboxes.get_mut(&sandbox) else { return false };
         let span = &self.spans[key as usize];
         let candidates = watch.live((span.at_ns / 1000) as i64, &self.spans);
         if candidates.is_empty() || candidates.len() > CANDIDATES {
             self.totals.inference.refused += 1;
-            return;
+            return false;
         }
         let place = Place::of(key, span);
         for held in candidates.iter().chain([&place]) {
@@ -343,9 +425,10 @@ impl Assembler {
             }
         }
         watch.held_ns = now_ns;
-        watch.call(place, span, &Asked::of(head, span.pid), Some(Held { candidates, live }));
+        watch.call(place, span, &Asked::of(head, span.pid), Some(Held { candidates, hint, live }));
         self.guesses.held += 1;
         self.totals.inference.held += 1;
+        true
     }
 
     /// Sees to it that a sandbox is watched; `false` if there is no room.
@@ -404,12 +487,8 @@ impl Assembler {
         let maker = decision.maker.filter(|(_, p)| *p >= self.config.infer_min);
         let maker = maker.filter(|(place, _)| place.find(&self.spans).is_some());
         if let (Some(call), Some((maker, p))) = (call, maker) {
-            let span = &mut self.spans[call as usize];
-            self.totals.rules[span.rule as usize] -= 1;
-            (span.rule, span.parent, span.per_mille) = (Rule::Inferred, maker.id, (p * 1000.0).round() as u16);
-            self.totals.rules[span.rule as usize] += 1;
             self.totals.inference.placed += 1;
-            self.adopt(call, maker.key);
+            self.hang(call, maker, p);
         } else {
             self.totals.inference.unplaced += 1;
         }
