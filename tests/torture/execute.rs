@@ -261,7 +261,7 @@ fn given_back(end: &End, borrowed: Borrowed) -> Vec<String> {
     }
     if !borrowed.rings.is_empty() {
         let sends = borrowed.rings.len();
-        let done = borrowed.rings.into_iter().filter_map(|memory| memory.is_free().then_some(())).count();
+        let done = borrowed.rings.into_iter().filter_map(|memory| memory.becomes_free().then_some(())).count();
         log.push(format!("{done} of {sends} zero-copy sends of io_uring are done"));
     }
     log

@@ -8,7 +8,7 @@ use std::{
 use crate::{
     content::{self, Answer, Forwarded, Request},
     random::Random,
-    stream::{Site, SiteKind, show},
+    stream::{Site, SiteKind, TAG, show},
 };
 
 /// Whether the clients' sockets are enrolled. Then the kernel refuses io_uring's zero-copy sends (include/net/sock.h,
@@ -338,6 +338,15 @@ impl Plan {
         }
         let waits = bytes.len() > 16_000 || pieces.iter().any(|piece| piece.way == Way::Nonblocking);
         if receive == Receive::Fionread && waits {
+            receive = Receive::Plain;
+        }
+        // What Nagle's algorithm holds back may be as long as the tag; then FIONREAD says early that all is there.
+        let mut held = 0;
+        let like_a_tag = pieces.iter().rev().any(|piece| {
+            held += piece.len;
+            held.is_multiple_of(TAG)
+        });
+        if receive == Receive::Fionread && from == Side::Client && like_a_tag {
             receive = Receive::Plain;
         }
         // What the agent warns of where it needs the repair: these may wait for bytes that are there.

@@ -15,7 +15,7 @@ pub struct Memory(JoinHandle<io::Result<()>>);
 
 impl Memory {
     /// Waits until it is free: until the other side has acknowledged all of it.
-    pub fn is_free(self) -> bool {
+    pub fn becomes_free(self) -> bool {
         self.0.join().unwrap().is_ok()
     }
 }

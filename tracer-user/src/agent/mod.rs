@@ -253,6 +253,7 @@ impl Agent {
     ///
     /// If the kernel refuses to disarm the tag, which it has no reason to.
     pub fn detach(&mut self) -> Result<()> {
+        self.stop_enrolling();
         // The kernel would empty the array by itself when we are gone, but in its own time.
         let disarmed = match self.tagger.clear_index(&0) {
             // Nothing was armed: tagging is off.
@@ -261,6 +262,18 @@ impl Agent {
         };
         self.bpf = None;
         disarmed
+    }
+
+    /// Before any other program goes: a socket that is put into the sockhash when its programs are no longer attached to
+    /// it has none for as long as it is open, and where enrolled sockets need the repair, FIONREAD answers 0 on it.
+    ///
+    /// If the process dies instead, the kernel closes its descriptors from the last one down (fs/file.c, close_files,
+    /// puts each before the others that task_work_run then works off), so the links go before the maps do.
+    fn stop_enrolling(&mut self) {
+        if let Ok::<&mut SockOps, _>(sock_ops) = self.program("fn_sock_ops") {
+            // Not loaded, or not attached yet: there is nothing to stop.
+            let _ = sock_ops.unload();
+        }
     }
 
     /// The ring buffer that the records come through. Once only.
@@ -309,6 +322,7 @@ impl Drop for Agent {
     /// From here on nothing is tagged. If the process dies instead, the kernel does the same, but from a work queue and
     /// so a little later (kernel/bpf/arraymap.c, prog_array_map_clear).
     fn drop(&mut self) {
+        self.stop_enrolling();
         let _ = self.tagger.clear_index(&0);
     }
 }
