@@ -125,6 +125,8 @@ struct Slot {
     /// Its calls, the latest first, in the arena of calls.
     calls: u32,
     hash: u64,
+    /// What its end will probably be worth, ln.
+    outlook: f64,
 }
 
 #[derive(Clone, Debug)]
@@ -132,6 +134,9 @@ struct Hypothesis {
     /// ln of the sum over the pasts that were merged; ln of the best of them.
     sum: f64,
     best: f64,
+    /// The outlook of all slots. What is given up is chosen by it, and nothing else: when an invocation ends is known
+    /// long before the search gets there, and what does not fit need not be carried along until then.
+    outlook: f64,
     /// Of all slots.
     hash: u64,
     past: u32,
@@ -145,6 +150,7 @@ struct Hypothesis {
 struct Taken {
     slot: usize,
     set: Set,
+    outlook: f64,
     group: Option<(usize, Set)>,
 }
 
@@ -175,6 +181,14 @@ struct Split {
     to: Option<Taken>,
     sum: f64,
     ln: f64,
+    /// [`Hypothesis::outlook`] after it.
+    outlook: f64,
+}
+
+impl Split {
+    fn rank(&self) -> f64 {
+        self.sum + self.outlook
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -239,6 +253,7 @@ pub(super) fn solve(invs: &[Inv], sent: &[Sent], groups: &[Group], known: &mut K
         hypotheses: vec![Hypothesis {
             sum: 0.0,
             best: 0.0,
+            outlook: 0.0,
             hash: 0,
             past: NONE,
             slots: Vec::new(),
@@ -289,11 +304,20 @@ impl Search<'_> {
                 hypothesis.groups.push(Set::EMPTY);
             }
         }
+        let outlook = self.outlook(inv);
         for hypothesis in &mut self.hypotheses {
             let hash = mix(u64::from(inv), 1);
             hypothesis.hash = hypothesis.hash.wrapping_add(hash);
-            hypothesis.slots.push(Slot { set: Set::EMPTY, calls: NONE, hash });
+            hypothesis.outlook += outlook;
+            hypothesis.slots.push(Slot { set: Set::EMPTY, calls: NONE, hash, outlook });
         }
+    }
+
+    /// What the end of an invocation without calls so far will probably be worth.
+    fn outlook(&self, inv: u32) -> f64 {
+        let Some(found) = self.invs.get(inv as usize).filter(|inv| !inv.open) else { return 0.0 };
+        let template = self.known.templates.get(&found.parent);
+        template.map_or(0.0, |template| template.outlook(Set::EMPTY, self.begin(found), std::iter::empty(), found.end))
     }
 
     fn group_of(&self, inv: u32) -> Option<(u32, Group)> {
@@ -321,7 +345,13 @@ impl Search<'_> {
         for (index, hypothesis) in self.hypotheses.iter().enumerate() {
             waits.clear();
             if !known {
-                splits.push(Split { of: index, to: None, sum: hypothesis.sum + NOBODY, ln: NOBODY });
+                splits.push(Split {
+                    of: index,
+                    to: None,
+                    sum: hypothesis.sum + NOBODY,
+                    ln: NOBODY,
+                    outlook: hypothesis.outlook,
+                });
             }
             for Able { slot: at, inv, begin, group, clue } in &able {
                 let (Some(slot), Some(template)) =
@@ -340,8 +370,11 @@ impl Search<'_> {
                     ln += step;
                     (at, set)
                 });
-                let to = Some(Taken { slot: *at, set, group });
-                splits.push(Split { of: index, to, sum: hypothesis.sum + ln, ln });
+                let with = std::iter::once(sent.child()).chain(earlier);
+                let outlook = if inv.open { 0.0 } else { template.outlook(set, *begin, with, inv.end) };
+                let to = Some(Taken { slot: *at, set, outlook, group });
+                let outlook = hypothesis.outlook - slot.outlook + outlook;
+                splits.push(Split { of: index, to, sum: hypothesis.sum + ln, ln, outlook });
             }
             // Those that waited longer and are passed over.
             for waiting in &waits {
@@ -353,11 +386,11 @@ impl Search<'_> {
                 }
             }
         }
-        let best = splits.iter().map(|split| split.sum).fold(f64::NEG_INFINITY, f64::max);
-        splits.retain(|split| split.sum >= best - self.limits.drop);
+        let best = splits.iter().map(Split::rank).fold(f64::NEG_INFINITY, f64::max);
+        splits.retain(|split| split.rank() >= best - self.limits.drop);
         if splits.len() > self.limits.width {
             // Stable: what is equal stays in the order of slots.
-            splits.sort_by(|a, b| b.sum.total_cmp(&a.sum));
+            splits.sort_by(|a, b| b.rank().total_cmp(&a.rank()));
             splits.truncate(self.limits.width);
             splits.sort_by_key(|split| split.of);
         }
@@ -376,12 +409,13 @@ impl Search<'_> {
                 let Some(mut next) = from else { continue };
                 next.sum = split.sum;
                 next.best += split.ln;
-                if let Some(Taken { slot, set, group }) = split.to
+                next.outlook = split.outlook;
+                if let Some(Taken { slot, set, outlook, group }) = split.to
                     && let Some(slot) = next.slots.get_mut(slot)
                 {
                     self.calls.push((call, slot.calls));
                     slot.calls = (self.calls.len() - 1) as u32;
-                    slot.set = set;
+                    (slot.set, slot.outlook) = (set, outlook);
                     next.hash = next.hash.wrapping_sub(slot.hash);
                     slot.hash = mix(slot.hash, u64::from(call));
                     next.hash = next.hash.wrapping_add(slot.hash);
@@ -445,6 +479,7 @@ impl Search<'_> {
             let ln = if found.open { 0.0 } else { template.map_or(0.0, judge) };
             hypothesis.sum += ln;
             hypothesis.best += ln;
+            hypothesis.outlook -= slot.outlook;
             hypothesis.hash = hypothesis.hash.wrapping_sub(slot.hash);
             self.pasts.push(Past::Closed { before: hypothesis.past, inv, calls: slot.calls });
             hypothesis.past = (self.pasts.len() - 1) as u32;
@@ -480,9 +515,10 @@ impl Search<'_> {
 
     /// Makes one of the hypotheses that agree on all that is live, and gives up what has become improbable.
     fn merge(&mut self) {
-        let best = self.hypotheses.iter().map(|hypothesis| hypothesis.sum).fold(f64::NEG_INFINITY, f64::max);
+        let rank = |hypothesis: &Hypothesis| hypothesis.sum + hypothesis.outlook;
+        let best = self.hypotheses.iter().map(rank).fold(f64::NEG_INFINITY, f64::max);
         let drop = self.limits.drop;
-        self.hypotheses.retain(|hypothesis| hypothesis.sum >= best - drop);
+        self.hypotheses.retain(|hypothesis| rank(hypothesis) >= best - drop);
         self.hypotheses.sort_by(|a, b| a.hash.cmp(&b.hash).then_with(|| b.best.total_cmp(&a.best)));
         let pasts = &mut self.pasts;
         self.hypotheses.dedup_by(|next, kept| {

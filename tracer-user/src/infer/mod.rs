@@ -327,9 +327,7 @@ impl Inference {
             service.windows = service.windows.saturating_add(1);
             if let Some((window, solved)) = windows.get(name) {
                 service.model.fade(self.config.keep);
-                let trust: Vec<f64> = solved.choices.iter().map(|choices| sure(choices)).collect();
-                window.learn(&mut service.model, &solved.parent, &solved.p, &trust);
-                window.learn_clues(&mut service.model, solved);
+                window.learn_solved(&mut service.model, solved);
             }
         }
         windows
@@ -338,10 +336,6 @@ impl Inference {
 
 /// Windows after which a model is no longer young.
 const YOUNG: u32 = 3;
-
-fn sure(choices: &[beam::Choice]) -> f64 {
-    choices.first().map_or(0.0, |choice| choice.p)
-}
 
 /// What was observed of a service and is not decided.
 #[derive(Debug, Default)]
@@ -409,7 +403,7 @@ impl Window {
         let model = self.model.take().unwrap_or_else(|| {
             let mut model = known();
             if service.windows < YOUNG {
-                self.learn(&mut model, &start::guess(&self.invs, &self.sent), &[], &start::trust(&self.invs));
+                self.learn_guess(&mut model, &start::guess(&self.invs, &self.sent), &start::trust(&self.invs));
             }
             model
         });
@@ -417,32 +411,48 @@ impl Window {
         let mut ready = Known { templates: model.templates(), visits: model.visits(), belief: model.belief };
         *solved = beam::solve(&self.invs, &self.sent, &self.groups, &mut ready, limits);
         let mut model = known();
-        let trust: Vec<f64> = solved.choices.iter().map(|choices| sure(choices)).collect();
-        self.learn(&mut model, &solved.parent, &solved.p, &trust);
-        self.learn_clues(&mut model, solved);
+        self.learn_solved(&mut model, solved);
         self.model = Some(model);
     }
 
     /// Learns each invocation with the calls that it is thought to have made.
-    fn learn(&self, model: &mut Model, parents: &[Option<u32>], p: &[f64], trust: &[f64]) {
+    fn learn_guess(&self, model: &mut Model, parents: &[Option<u32>], trust: &[f64]) {
         let mut children: Vec<Vec<Child>> = vec![Vec::new(); self.invs.len()];
-        let mut together: Vec<Vec<Kind>> = vec![Vec::new(); self.groups.len()];
         for (sent, parent) in self.sent.iter().zip(parents) {
-            let Some(parent) = parent.map(|parent| parent as usize) else { continue };
-            if let Some(children) = children.get_mut(parent) {
+            if let Some(children) = parent.and_then(|parent| children.get_mut(parent as usize)) {
                 children.push(sent.child());
             }
-            let group = self.invs.get(parent).and_then(|inv| inv.group);
+        }
+        for ((inv, children), trust) in self.invs.iter().zip(&children).zip(trust).filter(|((inv, _), _)| !inv.open) {
+            model.learn(inv.parent, (self.begin(inv), inv.end), children, *trust);
+        }
+        self.learn_visits(model, parents);
+    }
+
+    /// Learns each invocation with the calls that it most probably made, by the probability of that.
+    fn learn_solved(&self, model: &mut Model, solved: &Solved) {
+        let mut children = Vec::new();
+        for (inv, choices) in self.invs.iter().zip(&solved.choices).filter(|(inv, _)| !inv.open) {
+            let Some(choice) = choices.first() else { continue };
+            children.clear();
+            children.extend(choice.calls.iter().filter_map(|call| self.sent.get(*call as usize)).map(Sent::child));
+            model.learn(inv.parent, (self.begin(inv), inv.end), &children, choice.p.min(1.0));
+        }
+        self.learn_visits(model, &solved.parent);
+        self.learn_order(model, &solved.parent, &solved.p);
+        self.learn_clues(model, solved);
+    }
+
+    fn learn_visits(&self, model: &mut Model, parents: &[Option<u32>]) {
+        let mut together: Vec<Vec<Kind>> = vec![Vec::new(); self.groups.len()];
+        for (sent, parent) in self.sent.iter().zip(parents) {
+            let group = parent.and_then(|parent| self.invs.get(parent as usize)).and_then(|inv| inv.group);
             if let Some(kinds) = group.and_then(|group| together.get_mut(group as usize)) {
                 kinds.push(sent.kind);
             }
         }
-        self.learn_each(model, &children, trust);
         for kinds in together {
             model.learn_visits(kinds.into_iter(), 1.0);
-        }
-        if !p.is_empty() {
-            self.learn_order(model, parents, p);
         }
     }
 
@@ -486,12 +496,6 @@ impl Window {
     fn begin(&self, inv: &Inv) -> Begin {
         let visit = inv.group.and_then(|group| self.groups.get(group as usize)).map(|group| group.last);
         Begin { start: inv.start, visit }
-    }
-
-    fn learn_each(&self, model: &mut Model, children: &[Vec<Child>], trust: &[f64]) {
-        for ((inv, children), trust) in self.invs.iter().zip(children).zip(trust).filter(|((inv, _), _)| !inv.open) {
-            model.learn(inv.parent, (self.begin(inv), inv.end), children, *trust);
-        }
     }
 }
 

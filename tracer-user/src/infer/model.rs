@@ -119,6 +119,15 @@ impl Waits {
         counts.add(at.saturating_sub(time), weight);
     }
 
+    /// ln likelihood of an event on average, under the best trigger.
+    fn usual(&self, late: bool) -> f64 {
+        let fit = |trigger: Trigger| {
+            let delays = self.0.get(&trigger)?;
+            Some((delays.main.fit() + delays.instead.fit()) / delays.weight().max(1e-9))
+        };
+        self.best(late).and_then(|factor| fit(factor.trigger)).unwrap_or(0.0)
+    }
+
     /// The trigger under which the delays were the least surprise.
     fn best(&self, late: bool) -> Option<Factor> {
         let most = self.0.values().map(Delays::weight).fold(0.0, f64::max);
@@ -200,6 +209,8 @@ pub(super) struct Template {
     end: Option<Factor>,
     /// Kinds of calls that are answered after the invocation has ended, as a rule, and how long after.
     outlasts: Vec<(Kind, Density)>,
+    /// ln of what the end of an invocation is worth on average.
+    usual_end: f64,
     flat: Density,
 }
 
@@ -223,6 +234,7 @@ impl Template {
                 .filter(|(_, (after, before))| mostly(after, *before))
                 .map(|(kind, (after, _))| (*kind, Density::of(after)))
                 .collect(),
+            usual_end: record.end.usual(record.late()),
             flat: Density::flat(),
         }
     }
@@ -286,6 +298,18 @@ impl Template {
             (None, _) => self.flat.ln(end.saturating_sub(begin.start)),
         };
         self.sets.stop(set) + delay + late
+    }
+}
+
+impl Template {
+    /// What the end of an invocation in `set` will probably be worth: as if it made no more calls, by the probability of
+    /// that, and else what an end is worth on average.
+    pub fn outlook(&self, set: Set, begin: Begin, earlier: impl Iterator<Item = Child> + Clone, end: i64) -> f64 {
+        let stop = self.sets.stop(set).min(0.0);
+        let now = self.end(set, begin, earlier, end);
+        let later = (1.0 - stop.exp()).max(1e-9).ln() + self.usual_end;
+        let (high, low) = if now >= later { (now, later) } else { (later, now) };
+        high + (low - high).exp().ln_1p()
     }
 }
 

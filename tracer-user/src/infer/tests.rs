@@ -281,8 +281,8 @@ fn public_traces() {
         ("hotel-75", 5.0, 985, 985),
         ("media-25", 1.0, 920, 970),
         ("media-75", 1.0, 750, 910),
-        ("node-25", 1.0, 995, 995),
-        ("node-75", 1.0, 995, 995),
+        ("node-25", 1.0, 994, 994),
+        ("node-75", 1.0, 996, 996),
     ];
     for (name, by, all, published) in floors {
         let mut traces = read(&folder.join(format!("{name}.ndjson.gz"))).unwrap();
