@@ -252,7 +252,7 @@ fn concurrent_invocations_of_a_threaded_server_are_never_mixed_up() {
                 assert!(call["probability"].as_f64().is_some_and(|p| (0.5..=1.0).contains(&p)), "{call}");
                 unattributed += 1;
             }
-            _ => assert_eq!(traced.parent, known.parent, "the parent of {key}"),
+            _ => assert_eq!(traced.parent, known.parent, "the parent of {key}: {:?}", traced.call),
         }
     }
     let calls = truth.len() - answers.len();

@@ -229,7 +229,7 @@ fn by_thread(
                 trust::judge(parent, sandbox, known.doubtful == 1);
                 known.unused = 0;
             }
-            how::WOKEN => trust::judge_handed(parent, sandbox),
+            how::WOKEN => trust::judge_handed(parent, sandbox, known.doubtful == 1),
             _ => {}
         }
         return true;

@@ -44,7 +44,7 @@ pub struct Thread {
     /// Calls and hand-overs since the response: see [`AFTER_MAX`].
     pub after: u8,
     /// 1 as long as nothing has come of what it read last; and 1 if it then read another's: it reads several in a row and
-    /// gets to work on them later, in an order that the kernel does not see.
+    /// gets to work on them later, in an order that the kernel does not see. Or it was woken for one while at work for another.
     pub unused: u8,
     pub doubtful: u8,
     pub pad: [u8; 3],
@@ -303,7 +303,10 @@ fn handed(giver: &mut Thread, known: &mut Thread, woken: Task, waits: Registers,
     }
     // A loop that wakes another one, or is woken: whoever runs there next runs by turns.
     let by = if giver.how == how::TURN || waits_for == kernel::Waits::Loop { how::TURN } else { how::WOKEN };
+    // What it was at before is not over, as far as anybody can tell: it may as well go on with that.
+    let torn = !same && (known.how == how::MADE || known.how == how::WOKEN) && known.is_live();
     hand(giver, known, by);
+    known.doubtful = torn as u8;
 }
 
 /// `known` was woken by nobody who works for anybody.

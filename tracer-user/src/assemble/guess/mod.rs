@@ -30,9 +30,11 @@ const AWAKE_NS: u64 = 10_000_000_000;
 const WATCHED: usize = 256;
 /// Calls held at a time, in all.
 const HELD: usize = 16_384;
-/// Calls held per second, in all, and how many may come at once: what ranking may cost, whatever the tenants do.
-const RATE: u64 = 2_000;
-const BURST: u64 = 4_000;
+/// Spans looked at per second, in all, and how many may come at once: what ranking may cost, whatever the tenants do.
+const RATE: u64 = 1_000;
+const BURST: u64 = 2_000;
+/// So long a sandbox is left alone that had more: longer than any call is held.
+const REST_NS: u64 = 3_000_000_000;
 /// Most candidates of a call.
 const CANDIDATES: usize = 128;
 /// Spans of a sandbox that are ranked together; more are decided at once, whoever is still to answer.
@@ -138,6 +140,8 @@ struct Watch {
     held: usize,
     /// When the last call to place came.
     held_ns: u64,
+    /// Until when it is left alone.
+    rests_ns: u64,
     next_ns: u64,
     /// Spans so far, and at how many all is learned again.
     seen: usize,
@@ -152,12 +156,12 @@ pub(super) struct Guesses {
     // In order, because what is given out must not depend on a map's.
     sandboxes: BTreeMap<u64, Watch>,
     held: usize,
-    /// When the calls held so far will have been paid for, at [`RATE`].
+    /// When the spans so far will have been paid for, at [`RATE`].
     paid_ns: u64,
 }
 
 impl Guesses {
-    /// Whether one more call may be held now.
+    /// Whether one more span may be looked at now.
     fn afford(&mut self, now_ns: u64) -> bool {
         const COST_NS: u64 = 1_000_000_000 / RATE;
         let paid_ns = self.paid_ns.max(now_ns.saturating_sub(BURST * COST_NS));
@@ -166,6 +170,20 @@ impl Guesses {
         }
         self.paid_ns = paid_ns + COST_NS;
         true
+    }
+
+    /// The sandbox, if it is watched and one more of its spans can be looked at.
+    fn pay(&mut self, sandbox: u64, now_ns: u64) -> Option<&mut Watch> {
+        if !self.sandboxes.get(&sandbox).is_some_and(|watch| watch.looks(now_ns)) {
+            return None;
+        }
+        let affordable = self.afford(now_ns);
+        let watch = self.sandboxes.get_mut(&sandbox)?;
+        if !affordable {
+            watch.rest(now_ns);
+            return None;
+        }
+        Some(watch)
     }
 }
 
@@ -190,6 +208,7 @@ impl Watch {
             calls: Vec::new(),
             held: 0,
             held_ns: 0,
+            rests_ns: 0,
             next_ns: 0,
             seen: 0,
             again: YOUNG.0,
@@ -232,6 +251,16 @@ impl Watch {
     fn count(&mut self) {
         self.seen += 1;
         self.fresh += 1;
+    }
+
+    /// Whether it takes in what runs.
+    fn looks(&self, now_ns: u64) -> bool {
+        now_ns >= self.rests_ns && self.awake(now_ns)
+    }
+
+    /// It has more than can be paid for. What is held is still decided, then it sleeps.
+    fn rest(&mut self, now_ns: u64) {
+        (self.rests_ns, self.held_ns) = (now_ns.saturating_add(REST_NS), 0);
     }
 
     fn awake(&self, now_ns: u64) -> bool {
@@ -299,7 +328,7 @@ impl Watch {
             // Who has no record may have made it as well as those that have.
             let known = held.candidates.len() as f64;
             let found = found.map(|(maker, p)| (maker, p * known / known.max(f64::from(held.live))));
-            let found = weigh(found, held.hint, held.candidates.len());
+            let found = weigh(found, held.hint, held.candidates.len().max(usize::from(held.live)));
             let maker = found.and_then(|(maker, p)| Some((*places.get(&maker)?, p)));
             made.decided = found.map(|(maker, _)| maker);
             decisions.push(Decision { call: made.place, candidates: held.candidates, maker });
@@ -355,9 +384,8 @@ impl Assembler {
     /// Notes an invocation, if its sandbox is watched.
     pub(super) fn watch_invocation(&mut self, key: u32, head: &[u8]) {
         let span = &self.spans[key as usize];
-        if let Some(watch) = self.guesses.sandboxes.get_mut(&span.sandbox)
-            && watch.awake(self.now_ns)
-        {
+        let paid = self.guesses.pay(span.sandbox, self.now_ns);
+        if let Some(watch) = paid {
             watch.invocation(Place::of(key, span), span, &Asked::of(head, span.pid));
         }
     }
@@ -375,12 +403,8 @@ impl Assembler {
             self.believe(key, hint);
         }
         let span = &self.spans[key as usize];
-        if let Some(watch) = self.guesses.sandboxes.get_mut(&span.sandbox)
-            && span.parent != 0
-            && span.rule != Rule::Inferred
-            && span.class == Class::Call
-            && watch.awake(self.now_ns)
-        {
+        let is_certain = span.parent != 0 && span.rule != Rule::Inferred && span.class == Class::Call;
+        if is_certain && let Some(watch) = self.guesses.pay(span.sandbox, self.now_ns) {
             watch.call(Place::of(key, span), span, &Asked::of(head, span.pid), None);
         }
     }
@@ -407,7 +431,7 @@ impl Assembler {
             return false;
         }
         let (sandbox, now_ns) = (self.spans[key as usize].sandbox, self.now_ns);
-        if self.guesses.held >= HELD || !self.guesses.afford(now_ns) || !self.watch(sandbox) {
+        if self.guesses.held >= HELD || !self.watch(sandbox) || !self.guesses.afford(now_ns) {
             self.totals.inference.refused += 1;
             return false;
         }
@@ -435,6 +459,9 @@ impl Assembler {
     fn watch(&mut self, sandbox: u64) -> bool {
         let now_ns = self.now_ns;
         let known = self.guesses.sandboxes.get(&sandbox);
+        if known.is_some_and(|watch| now_ns < watch.rests_ns) {
+            return false;
+        }
         if known.is_some_and(|watch| watch.awake(now_ns)) {
             return true;
         }
