@@ -111,6 +111,7 @@ impl Function {
 
     /// Starts any other program that listens on `PORT` and waits until it answers. `program` may say why it is not to be
     /// had here.
+    #[allow(dead_code, reason = "the truth bench starts its functions by it")]
     pub fn start_program(
         slice: &Slice,
         name: &str,

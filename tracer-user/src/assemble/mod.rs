@@ -53,12 +53,22 @@ pub struct Config {
     /// Least probability with which a call that no rule could place is hung under an invocation. At 1 nothing is
     /// inferred, and nothing waits for it.
     pub infer_min: f64,
+    /// Spans per second that are looked at for that, in all sandboxes together: it bounds what inference costs, whatever
+    /// the tenants do. A sandbox that has more is left alone for a while, and its calls stay as the kernel half has them.
+    pub infer_rate: u64,
 }
 
 impl Default for Config {
     /// Two seconds; room for 100,000 invocations in flight with a call each, in about 100 MiB.
     fn default() -> Self {
-        Self { settle_ns: 2_000_000_000, max_open: 200_000, remember: 16_384, query: false, infer_min: 0.5 }
+        Self {
+            settle_ns: 2_000_000_000,
+            max_open: 200_000,
+            remember: 16_384,
+            query: false,
+            infer_min: 0.5,
+            infer_rate: 1000,
+        }
     }
 }
 

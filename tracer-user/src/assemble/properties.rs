@@ -221,6 +221,8 @@ fn hostile() -> impl Strategy<Value = (Header, Body<'static>)> {
             rule,
             tag,
             live: 1,
+            trust: 40 * span_id as u8,
+            pad: [0; 7],
         },
     );
     let end = (0..4u64, 0..6u64, 0..3u32, any::<u64>(), any::<u16>(), 0..7u8).prop_map(

@@ -22,17 +22,18 @@ use crate::infer::{Call, CallId, Config, Inference, Invocation, InvocationId};
 
 /// Longest time that a call waits for its candidates to answer.
 const HOLD_NS: u64 = 2_000_000_000;
-/// How often a sandbox's calls are looked at.
+/// How often a sandbox's calls are looked at, and how much later for each span that has to be: all that is not decided is
+/// ranked anew each time, at about 20 µs a span in a release build.
 const STEP_NS: u64 = 20_000_000;
+const STEP_SPAN_NS: u64 = 500_000;
 /// A sandbox without such calls for so long is no longer watched.
 const AWAKE_NS: u64 = 10_000_000_000;
 /// Sandboxes watched.
 const WATCHED: usize = 256;
 /// Calls held at a time, in all.
 const HELD: usize = 16_384;
-/// Spans looked at per second, in all, and how many may come at once: what ranking may cost, whatever the tenants do.
-const RATE: u64 = 1_000;
-const BURST: u64 = 2_000;
+/// So many seconds' worth of [`Config::infer_rate`](super::Config::infer_rate) may come at once.
+const BURST_S: u64 = 2;
 /// So long a sandbox is left alone that had more: longer than any call is held.
 const REST_NS: u64 = 3_000_000_000;
 /// Most candidates of a call.
@@ -156,28 +157,28 @@ pub(super) struct Guesses {
     // In order, because what is given out must not depend on a map's.
     sandboxes: BTreeMap<u64, Watch>,
     held: usize,
-    /// When the spans so far will have been paid for, at [`RATE`].
+    /// When the spans so far will have been paid for, at the rate that is allowed.
     paid_ns: u64,
 }
 
 impl Guesses {
     /// Whether one more span may be looked at now.
-    fn afford(&mut self, now_ns: u64) -> bool {
-        const COST_NS: u64 = 1_000_000_000 / RATE;
-        let paid_ns = self.paid_ns.max(now_ns.saturating_sub(BURST * COST_NS));
+    fn afford(&mut self, now_ns: u64, rate: u64) -> bool {
+        let Some(cost_ns) = 1_000_000_000_u64.checked_div(rate) else { return false };
+        let paid_ns = self.paid_ns.max(now_ns.saturating_sub(BURST_S * 1_000_000_000));
         if paid_ns >= now_ns {
             return false;
         }
-        self.paid_ns = paid_ns + COST_NS;
+        self.paid_ns = paid_ns + cost_ns;
         true
     }
 
     /// The sandbox, if it is watched and one more of its spans can be looked at.
-    fn pay(&mut self, sandbox: u64, now_ns: u64) -> Option<&mut Watch> {
+    fn pay(&mut self, sandbox: u64, now_ns: u64, rate: u64) -> Option<&mut Watch> {
         if !self.sandboxes.get(&sandbox).is_some_and(|watch| watch.looks(now_ns)) {
             return None;
         }
-        let affordable = self.afford(now_ns);
+        let affordable = self.afford(now_ns, rate);
         let watch = self.sandboxes.get_mut(&sandbox)?;
         if !affordable {
             watch.rest(now_ns);
@@ -384,7 +385,7 @@ impl Assembler {
     /// Notes an invocation, if its sandbox is watched.
     pub(super) fn watch_invocation(&mut self, key: u32, head: &[u8]) {
         let span = &self.spans[key as usize];
-        let paid = self.guesses.pay(span.sandbox, self.now_ns);
+        let paid = self.guesses.pay(span.sandbox, self.now_ns, self.config.infer_rate);
         if let Some(watch) = paid {
             watch.invocation(Place::of(key, span), span, &Asked::of(head, span.pid));
         }
@@ -404,7 +405,7 @@ impl Assembler {
         }
         let span = &self.spans[key as usize];
         let is_certain = span.parent != 0 && span.rule != Rule::Inferred && span.class == Class::Call;
-        if is_certain && let Some(watch) = self.guesses.pay(span.sandbox, self.now_ns) {
+        if is_certain && let Some(watch) = self.guesses.pay(span.sandbox, self.now_ns, self.config.infer_rate) {
             watch.call(Place::of(key, span), span, &Asked::of(head, span.pid), None);
         }
     }
@@ -431,7 +432,7 @@ impl Assembler {
             return false;
         }
         let (sandbox, now_ns) = (self.spans[key as usize].sandbox, self.now_ns);
-        if self.guesses.held >= HELD || !self.watch(sandbox) || !self.guesses.afford(now_ns) {
+        if self.guesses.held >= HELD || !self.watch(sandbox) || !self.guesses.afford(now_ns, self.config.infer_rate) {
             self.totals.inference.refused += 1;
             return false;
         }
@@ -494,7 +495,7 @@ impl Assembler {
             if watch.fresh == 0 || (watch.next_ns > now_ns && !force) {
                 continue;
             }
-            watch.next_ns = now_ns.saturating_add(STEP_NS);
+            watch.next_ns = now_ns.saturating_add(STEP_NS.max(watch.fresh as u64 * STEP_SPAN_NS));
             if watch.awake(now_ns) {
                 decisions.append(&mut watch.decide(&self.spans, now_ns, force));
             } else {

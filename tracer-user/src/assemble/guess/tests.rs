@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use tracer_ebpf::{
-    record::{Body, End, Header, Reason, Record, Rule, Start, Tag, Wire, as_bytes, decode},
+    record::{Body, End, Header, Kind, Reason, Record, Rule, START_WEAK, Start, Tag, Wire, as_bytes, decode},
     traceparent::Context,
 };
 
@@ -12,6 +12,7 @@ use super::super::{
     Assembler, Config,
     trees::{Event, World, blank, want},
 };
+use super::{Hint, InvocationId, weigh};
 use crate::{
     path::{Line, Node},
     sink::ndjson::Ndjson,
@@ -114,7 +115,7 @@ struct Outcome {
 
 fn outcome(of: &Timers, requests: u64) -> Outcome {
     let (records, truth) = timers(of, requests);
-    let mut assembler = Assembler::new(Config::default());
+    let mut assembler = Assembler::new(Config { infer_rate: 100_000, ..Config::default() });
     let mut outcome = Outcome::default();
     for (header, body) in &records {
         assembler.record(&Record { header: *header, body: body.body() });
@@ -230,5 +231,56 @@ proptest! {
                 prop_assert!(above.duration_us.is_none_or(|took| above.start_us + took as i64 + 1 >= call.start_us));
             }
         }
+    }
+}
+
+#[test]
+fn two_witnesses_that_agree_are_believed_more_and_one_that_is_surer_wins() {
+    let hint = |maker, p| Some(Hint { maker: InvocationId(maker), p, after_response: false });
+    let found = |maker, p| Some((InvocationId(maker), p));
+    let (who, p) = weigh(found(1, 0.8), hint(1, 0.8), 2).unwrap();
+    assert!(who == InvocationId(1) && p > 0.9, "{who:?} {p}");
+    let (who, p) = weigh(found(1, 0.6), hint(2, 0.95), 2).unwrap();
+    assert!(who == InvocationId(2) && (0.9..0.95).contains(&p), "{who:?} {p}");
+    let (who, p) = weigh(found(1, 0.95), hint(2, 0.6), 8).unwrap();
+    assert!(who == InvocationId(1) && p < 0.95, "{who:?} {p}");
+    assert_eq!(weigh(None, hint(2, 0.7), 8).unwrap(), (InvocationId(2), 0.7));
+    assert_eq!(weigh(found(1, 0.7), None, 8).unwrap(), (InvocationId(1), 0.7));
+    assert!(weigh(None, None, 8).is_none());
+    for (p, q, n) in [(0.0, 0.0, 1), (1.0, 1.0, 1), (1.0, 1.0, 9), (0.0, 1.0, 1), (1.0, 0.0, 3)] {
+        for maker in [1, 2] {
+            let (_, p) = weigh(found(1, p), hint(maker, q), n).unwrap();
+            assert!((0.0..=1.0).contains(&p));
+        }
+    }
+}
+
+/// What the kernel half only believes is never given out as the rule's fact: it is inferred, with what it is worth, or,
+/// below the least that is asked for, nobody's.
+#[test]
+fn a_belief_of_the_kernel_half_is_a_guess_in_the_output() {
+    for (trust, infer_min, expected) in [(230, 0.5, "inferred"), (100, 0.5, "none"), (230, 1.0, "none")] {
+        let mut assembler = Assembler::new(Config { infer_min, settle_ns: MS, ..Config::default() });
+        let context = |span_id| Context { trace_id: [1, 2], span_id, flags: 1, pad: [0; 7] };
+        let mut give = |kind: Kind, at_ns, start: Start| {
+            let header = Header { at_ns, sandbox: 7, kind: kind as u16, tail_len: 0, pid: 1 };
+            assembler.read(&[as_bytes(&header), as_bytes(&start)].concat());
+        };
+        give(Kind::InvocationStart, MS, Start { conn: 1, ..blank(context(5), 0, 0, Rule::None, Tag::Off) });
+        let call = blank(context(6), 5, START_WEAK, Rule::Exclusive, Tag::Off);
+        give(Kind::CallStart, 2 * MS, Start { conn: 2, trust, ..call });
+        assembler.finish();
+        let mut by = Vec::new();
+        while let Some(line) = assembler.take() {
+            let Line::Path(path) = line else { panic!("{line:?}") };
+            match path.root {
+                Node::Call(call) => by.push(call.parent_by),
+                Node::Invocation(root) => by.extend(root.children.into_iter().map(|child| match child {
+                    Node::Call(call) => call.parent_by,
+                    Node::Invocation(_) => panic!("it has no invocation below it"),
+                })),
+            }
+        }
+        assert_eq!(by, [expected], "{trust} of 255, at least {infer_min}");
     }
 }
