@@ -102,6 +102,11 @@ pub struct Output {
     #[arg(long, value_name = "P", default_value_t = 0.5, value_parser = probability)]
     pub infer_min: f64,
 
+    /// Also rank calls of which the kernel half knows nothing, or little, by their timing over the whole record. Right for
+    /// functions that call at steady delays; on a busy event loop it is often wrong, whatever probability it states.
+    #[arg(long)]
+    pub infer_by_timing: bool,
+
     /// Print the query string of request targets. It may hold secrets.
     #[arg(long)]
     pub query: bool,
@@ -335,6 +340,7 @@ impl Flow {
             settle_ns: output.settle.as_nanos() as u64,
             query: output.query,
             infer_min: output.infer_min,
+            infer_by_timing: output.infer_by_timing,
             ..Config::default()
         };
         let ring = watch(agent.records()?).context("watch the ring buffer")?;

@@ -53,6 +53,8 @@ pub struct Config {
     /// Least probability with which a call that no rule could place is hung under an invocation. At 1 nothing is
     /// inferred, and nothing waits for it.
     pub infer_min: f64,
+    /// Whether calls of which the kernel half knows nothing, or little, are ranked by their timing over the whole record.
+    pub infer_by_timing: bool,
     /// Spans per second that are looked at for that, in all sandboxes together: it bounds what inference costs, whatever
     /// the tenants do. A sandbox that has more is left alone for a while, and its calls stay as the kernel half has them.
     pub infer_rate: u64,
@@ -67,6 +69,7 @@ impl Default for Config {
             remember: 16_384,
             query: false,
             infer_min: 0.5,
+            infer_by_timing: false,
             infer_rate: 1000,
         }
     }

@@ -139,12 +139,13 @@ fn decide_for(parent: &mut Parent, sandbox_id: u64, task: Task, carried: Option<
         && !known.as_ref().is_some_and(|known| is_elsewhere(known, &only, alone))
         && parent.is(Rule::Exclusive, &only, alone, sandbox_id)
     {
-        let works_for_it = known.as_ref().is_some_and(|known| known.context.span_id == alone);
+        let left = sandbox.leftover.load() != 0;
+        // A loop's thread does whatever there is to do, also what was left.
+        let works_for_it =
+            known.as_ref().is_some_and(|known| known.context.span_id == alone && !(left && known.how == how::TURN));
         let has_own_work = known.as_ref().is_some_and(|known| known.background == 1);
         let ended = sandbox.ended_ns.load();
-        let quiet = !has_own_work
-            && sandbox.leftover.load() == 0
-            && (ended == 0 || only.start_ns.wrapping_sub(ended) > LEFTOVER_NS);
+        let quiet = !has_own_work && !left && (ended == 0 || only.start_ns.wrapping_sub(ended) > LEFTOVER_NS);
         if !works_for_it && !quiet {
             // What the one before has left running may have called. Nothing says so, but nothing says otherwise.
             parent.flags = START_WEAK;

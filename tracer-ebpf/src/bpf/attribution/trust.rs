@@ -83,14 +83,16 @@ fn forget_old(hits: &Atomic, misses: &Atomic) {
 /// Says of what the turn told how far it can be believed in this sandbox.
 #[inline(always)]
 pub fn judge(parent: &mut Parent, sandbox: &Value<Sandbox>, doubtful: bool) {
-    weigh(parent, sandbox.hits.load(), sandbox.misses.load());
+    // Loops that work on what they read at once are the common ones: without any evidence, four in five.
+    weigh(parent, sandbox.hits.load(), sandbox.misses.load(), 4, 1);
     doubt(parent, doubtful);
 }
 
 /// The same of what a waking told.
 #[inline(always)]
 pub fn judge_handed(parent: &mut Parent, sandbox: &Value<Sandbox>, doubtful: bool) {
-    weigh(parent, sandbox.handed_hits.load(), sandbox.handed_misses.load());
+    // Who wakes is often not who has work to give (a lock is let go of): without any evidence, one in four.
+    weigh(parent, sandbox.handed_hits.load(), sandbox.handed_misses.load(), 1, 3);
     doubt(parent, doubtful);
 }
 
@@ -103,11 +105,11 @@ fn doubt(parent: &mut Parent, doubtful: bool) {
 }
 
 #[inline(always)]
-fn weigh(parent: &mut Parent, hits: u64, misses: u64) {
+fn weigh(parent: &mut Parent, hits: u64, misses: u64, prior_hits: u64, prior_misses: u64) {
     if hits >= HITS_MIN && misses * HITS_PER_MISS <= hits {
         return;
     }
     parent.flags |= START_WEAK;
-    // Before there is any evidence, four in five: loops that work on what they read at once are the common ones.
-    parent.trust = ((hits + 4) * 255).checked_div(hits + misses + 5).unwrap_or(0) as u8;
+    let (hits, misses) = (hits + prior_hits, misses + prior_misses);
+    parent.trust = (hits * 255).checked_div(hits + misses).unwrap_or(0) as u8;
 }

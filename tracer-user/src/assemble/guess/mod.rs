@@ -396,7 +396,9 @@ impl Assembler {
         let span = &self.spans[key as usize];
         let is_open = span.class == Class::Call && span.parent == 0 && span.rule == Rule::None;
         // With one that is live there is nothing to rank.
-        let may_rank = live > u8::from(hint.is_some()) && hint.is_none_or(|hint| !hint.after_response);
+        let may_rank = self.config.infer_by_timing
+            && live > u8::from(hint.is_some())
+            && hint.is_none_or(|hint| !hint.after_response);
         if is_open && may_rank && self.hold(key, head, live, hint) {
             return;
         }

@@ -115,7 +115,7 @@ struct Outcome {
 
 fn outcome(of: &Timers, requests: u64) -> Outcome {
     let (records, truth) = timers(of, requests);
-    let mut assembler = Assembler::new(Config { infer_rate: 100_000, ..Config::default() });
+    let mut assembler = Assembler::new(Config { infer_by_timing: true, infer_rate: 100_000, ..Config::default() });
     let mut outcome = Outcome::default();
     for (header, body) in &records {
         assembler.record(&Record { header: *header, body: body.body() });
