@@ -19,7 +19,22 @@ pub fn prepare(root: &Path) -> Result<()> {
     machine()?;
     python(&functions.join("python"), &cache.join("python")).context("set up the Python function")?;
     node(&functions.join("node"), &cache.join("node")).context("set up the Node.js function")?;
-    go(&functions.join("go"), &cache.join("go")).context("build the Go function")
+    go(&functions.join("go"), &["main.go"], &[(".", "function")], &cache.join("go"))
+        .context("build the Go function")?;
+    let packages = [("./callee", "callee"), ("./function", "function")];
+    let inputs = ["go.sum", "callee/main.go", "function/main.go"];
+    go(&functions.join("edges/go"), &inputs, &packages, &cache.join("edges/go")).context("build the Go edges function")
+}
+
+/// Installs and builds what only `cargo xtask edges` needs on top: its functions in Rust and Java.
+pub fn prepare_edges(root: &Path) -> Result<()> {
+    let source = root.join("tests/functions/edges");
+    let cache = root.join("tests/functions/.cache/edges");
+    if find("javac").is_none() {
+        command::install(&["default-jdk-headless"]).context("install what the Java function is built with")?;
+    }
+    java(&source.join("java"), &cache.join("java")).context("build the Java function")?;
+    rust(&source.join("rust"), &cache.join("rust")).context("build the Rust function")
 }
 
 /// Sees that interpreters, compiler and nginx are there; on Debian and its kin the missing ones are installed.
@@ -88,23 +103,51 @@ fn node(source: &Path, cache: &Path) -> Result<()> {
     stamp.set()
 }
 
-/// One binary; it has no dependency outside Go's standard library.
-fn go(source: &Path, cache: &Path) -> Result<()> {
-    let files = ["go.mod", "main.go"].map(|name| source.join(name));
-    let stamp = Stamp::new(cache, &["go", "version"], &[&files[0], &files[1]])?;
+/// A binary of each package, in the module whose `go.mod` is in `source`.
+fn go(source: &Path, inputs: &[&str], packages: &[(&str, &str)], cache: &Path) -> Result<()> {
+    let files: Vec<_> = ["go.mod"].iter().chain(inputs).map(|name| source.join(name)).collect();
+    let stamp = Stamp::new(cache, &["go", "version"], &files.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
     if stamp.is_fresh() {
         return Ok(());
     }
-    eprintln!("xtask: the Go function, into {}", cache.display());
+    eprintln!("xtask: functions in Go, into {}", cache.display());
     stamp.clear()?;
-    run(Command::new("go")
-        // Without -buildvcs=false the build fails where git does not trust the owner of the work tree.
-        .args(["build", "-trimpath", "-buildvcs=false", "-o"])
-        .arg(cache.join("function"))
-        .arg(".")
-        .current_dir(source)
-        .env("GOTOOLCHAIN", "local")
-        .env("CGO_ENABLED", "0"))?;
+    for (package, binary) in packages {
+        run(Command::new("go")
+            // Without -buildvcs=false the build fails where git does not trust the owner of the work tree.
+            .args(["build", "-trimpath", "-buildvcs=false", "-o"])
+            .arg(cache.join(binary))
+            .arg(package)
+            .current_dir(source)
+            .env("GOTOOLCHAIN", "local")
+            .env("CGO_ENABLED", "0"))?;
+    }
+    stamp.set()
+}
+
+/// Classes that any JDK from 17 on runs.
+fn java(source: &Path, cache: &Path) -> Result<()> {
+    let file = source.join("Function.java");
+    let stamp = Stamp::new(cache, &["javac", "--version"], &[&file])?;
+    if stamp.is_fresh() {
+        return Ok(());
+    }
+    eprintln!("xtask: the function in Java, into {}", cache.display());
+    stamp.clear()?;
+    run(Command::new("javac").args(["--release", "17", "-d"]).arg(cache).arg(&file))?;
+    stamp.set()
+}
+
+/// A crate outside of the workspace, with dependencies of its own.
+fn rust(source: &Path, cache: &Path) -> Result<()> {
+    let files = ["Cargo.toml", "Cargo.lock", "src/main.rs"].map(|name| source.join(name));
+    let stamp = Stamp::new(cache, &["cargo", "--version"], &[&files[0], &files[1], &files[2]])?;
+    if stamp.is_fresh() {
+        return Ok(());
+    }
+    eprintln!("xtask: the function in Rust, into {}", cache.display());
+    stamp.clear()?;
+    run(command::cargo(source).args(["build", "--quiet", "--locked", "--release", "--target-dir"]).arg(cache))?;
     stamp.set()
 }
 

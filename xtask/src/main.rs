@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod command;
+mod edges;
 mod functions;
 mod fuzz;
 mod setup;
@@ -54,6 +55,9 @@ enum Task {
     },
     /// Measure what the agent costs, as ratios within one run, and print Markdown; needs root and a quiet machine
     Bench(bench::BenchArgs),
+    /// Trace real frameworks under load and hold every edge against the truth; prints a table, as Markdown. Exit status 1
+    /// if an edge is wrong under a rule that is exact (header, exclusive, thread)
+    Edges(edges::Options),
     /// Fuzz the parsers under libFuzzer; needs a C++ compiler
     Fuzz {
         /// For how long, shared between the targets
@@ -87,6 +91,7 @@ fn run(cli: Cli) -> Result<()> {
         Task::Test { quick, .. } => test::all(&root, quick),
         Task::Torture { minutes, seed } => test::torture(&root, minutes, seed),
         Task::Bench(args) => bench::bench(&root, &args),
+        Task::Edges(options) => edges::all(&root, &options),
         Task::Fuzz { minutes, target } => fuzz::all(&root, minutes, target.as_deref()),
         Task::Functions => functions::prepare(&root),
     }

@@ -85,6 +85,7 @@ fn fill(scratch: &mut Scratch, connection: &Connection, flags: u8, live: u32, se
     start.flags = if start.context.flags & SAMPLED == 0 { flags | START_UNSAMPLED } else { flags };
     start.rule = Rule::None as u8;
     start.tag = Tag::NoRequest as u8;
+    start.trust = 0;
     start.live = if live > 255 { 255 } else { live as u8 };
 }
 
@@ -128,7 +129,7 @@ pub fn invocation_begins(scratch: &mut Scratch, connection: &mut Value<Connectio
     start.context.span_id = span;
     let (context, inbound) = (start.context, start.parent);
     let now = scratch.now;
-    scratch.invocation = Invocation { sandbox: connection.sandbox, context, inbound, start_ns: now };
+    scratch.invocation = Invocation { sandbox: connection.sandbox, context, inbound, start_ns: now, read: 0 };
     let (first, live) = attribution::begin(span, &scratch.invocation);
     if first {
         flags |= START_FIRST;
@@ -156,13 +157,21 @@ pub fn attribute_call(scratch: &mut Scratch, connection: &mut Value<Connection>,
     let carried = flow.tag == tag_state::VALID && !flow.is_doubtful();
     let carried_context = if carried { Some(&flow.context) } else { None };
     attribution::attribute(&mut scratch.parent, connection.sandbox, task, carried_context);
+    if connection.requests == 0 && connection.connect_parent != 0 {
+        let (span, flags, trust) = (connection.connect_parent, connection.connect_flags, connection.connect_trust);
+        attribution::by_connect(&mut scratch.parent, connection.sandbox, span, flags, trust);
+    }
+    if scratch.parent.rule == Rule::None as u8 && scratch.parent.live > 1 && task.is_known() {
+        attribution::misses(connection.sandbox);
+    }
     derive(scratch);
-    if carried && scratch.parent.rule != Rule::Header as u32 {
+    if carried && scratch.parent.rule != Rule::Header as u8 {
         scratch.start().context = flow.context;
     }
-    let live = scratch.parent.live;
+    let (live, more) = (scratch.parent.live, scratch.parent.flags);
     let sequence = first_byte(scratch, connection);
-    fill(scratch, connection, if cut { START_HEAD_CUT } else { 0 }, live, sequence);
+    fill(scratch, connection, if cut { START_HEAD_CUT | more } else { more }, live, sequence);
+    scratch.start().trust = scratch.parent.trust;
 }
 
 /// The call that [`attribute_call`] prepared goes out, with this outcome for its tag.
@@ -173,14 +182,15 @@ pub fn call_begins(scratch: &mut Scratch, connection: &mut Value<Connection>, ta
     let span = scratch.start().context.span_id;
     let start = scratch.start();
     start.tag = tag as u8;
-    start.rule = rule as u8;
+    start.rule = rule;
     *connection.sequence(ordinal) = start.sequence;
     connection.span(ordinal).store(span);
     let method = connection.request.flow.method;
     *connection.method(ordinal) = method;
     connection.requests = ordinal.wrapping_add(1);
     connection.pid = pid;
-    count_call(tag as u32, rule);
+    connection.caller = scratch.parent.context.span_id;
+    count_call(tag as u32, u32::from(rule));
     scratch.emit(Kind::CallStart, connection.sandbox, pid);
 }
 
@@ -190,7 +200,9 @@ pub fn connect_failed(scratch: &mut Scratch, connection: &mut Value<Connection>,
     scratch.parent = Parent::NOBODY;
     if let Some(parent) = attribution::invocation(connection.connect_parent) {
         scratch.parent.context = parent.context;
-        scratch.parent.rule = u32::from(connection.connect_rule);
+        scratch.parent.rule = connection.connect_rule;
+        scratch.parent.flags = connection.connect_flags;
+        scratch.parent.trust = connection.connect_trust;
     }
     let now = scratch.now;
     scratch.now = connection.connect_ns;
@@ -208,10 +220,12 @@ pub fn connect_failed(scratch: &mut Scratch, connection: &mut Value<Connection>,
 fn unsent(scratch: &mut Scratch, connection: &Connection, kind: Kind) {
     derive(scratch);
     let (rule, live) = (scratch.parent.rule, scratch.parent.live);
-    fill(scratch, connection, 0, live, 0);
-    scratch.start().rule = rule as u8;
+    let more = scratch.parent.flags;
+    fill(scratch, connection, more, live, 0);
+    scratch.start().trust = scratch.parent.trust;
+    scratch.start().rule = rule;
     scratch.header.tail_len = 0;
-    count_call(Tag::NoRequest as u32, rule);
+    count_call(Tag::NoRequest as u32, u32::from(rule));
     scratch.emit(kind, connection.sandbox, connection.pid);
 }
 
@@ -270,7 +284,7 @@ pub fn response_ends(scratch: &mut Scratch, connection: &mut Value<Connection>, 
     connection.status = 0;
     let pid = connection.pid;
     if connection.role == role::SERVER {
-        attribution::end(span, connection.sandbox);
+        attribution::end(span, connection.sandbox, scratch.now);
         scratch.emit(Kind::InvocationEnd, connection.sandbox, pid);
     } else {
         scratch.emit(Kind::CallEnd, connection.sandbox, pid);

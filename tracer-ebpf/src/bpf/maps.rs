@@ -3,7 +3,9 @@
 use aya_ebpf::{
     Global,
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, ProgramArray, RingBuf, SkStorage, SockHash, lpm_trie::Key},
+    btf_maps::{
+        Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf, SkStorage, SockHash, lpm_trie::Key,
+    },
     macros::btf_map,
 };
 use tracer_ebpf::{
@@ -14,7 +16,7 @@ use tracer_ebpf::{
 
 use crate::{
     atomic::Atomic,
-    attribution::{ContextKey, Holders, Invocation, Sandbox, Thread},
+    attribution::{ContextKey, Futex, Goroutine, Holders, Invocation, Sandbox, Thread},
     connection::Connection,
     pointer::Value,
 };
@@ -43,6 +45,14 @@ pub static CONTEXTS: HashMap<ContextKey, Holders, 262_144, ON_DEMAND> = HashMap:
 /// Thread id → what that thread works for. Only threads of sandboxes; the exit hook takes them out.
 #[btf_map]
 pub static THREADS: HashMap<u32, Thread, 131_072, ON_DEMAND> = HashMap::new();
+
+/// Goroutine → the span of the invocation whose request it read last. What is not used makes room.
+#[btf_map]
+pub static COROUTINES: LruHashMap<Goroutine, u64, 65_536> = LruHashMap::new();
+
+/// Futex → how often it has shown itself to be a lock. What is not used makes room.
+#[btf_map]
+pub static LOCKS: LruHashMap<Futex, u64, 16_384> = LruHashMap::new();
 
 /// Socket → connection. The kernel frees it with the socket.
 #[btf_map]
