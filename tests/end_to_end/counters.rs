@@ -22,7 +22,7 @@ use tracer_ebpf::{counter::Counter, record::Tag};
 
 use crate::{
     agent::Agent,
-    faults,
+    cost, faults,
     functions::{Function, Kind},
     harness::{id, leaf, plan, seq, with},
     paths,
@@ -50,6 +50,7 @@ fn is_seen_here(counter: Counter) -> bool {
         Counter::EnrolFailed | Counter::InvocationsFull | Counter::ThreadsFull => {
             elsewhere(faults::full_maps_harm_no_traffic_and_are_counted)
         }
+        Counter::Unsampled => elsewhere(cost::a_sampled_path_is_recorded_whole_or_not_at_all_with_tags),
         Counter::SandboxesFull => elsewhere(faults::a_sandbox_that_finds_no_room_is_not_traced_and_counted),
         Counter::ScratchBusy | Counter::NotNoted | Counter::TagStuck => NOWHERE,
     }

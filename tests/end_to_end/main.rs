@@ -13,6 +13,7 @@ mod ahead;
 mod bytes;
 mod capabilities;
 mod client;
+mod cost;
 mod counters;
 mod demo;
 mod faults;

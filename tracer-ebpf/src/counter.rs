@@ -65,6 +65,8 @@ counters! {
     NotNoted = "not_noted",
     /// A message had more requests or chunks than one run of a program follows.
     TooLong = "too_long",
+    /// Requests that were not recorded because their path is not sampled (`--sample`, `--max-overhead`).
+    Unsampled = "unsampled",
     /// A tag could be neither written nor taken out again; the send was refused (EACCES) rather than let through wrong.
     /// No test provokes it: it takes a kernel that lengthens a message and then will not shorten it. It stays because
     /// what is behind it may never happen unseen.

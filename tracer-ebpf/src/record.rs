@@ -16,6 +16,9 @@ pub const HEAD_MAX: usize = 1024;
 /// Most bytes of a cgroup path that travel with a record (the kernel's own bound is PATH_MAX; longer ones are cut).
 pub const PATH_MAX: usize = 1024;
 
+/// Most functions that have a share of recorded paths of their own.
+pub const FUNCTIONS_MAX: usize = 4096;
+
 /// What a record says; the `kind` of its [`Header`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u16)]

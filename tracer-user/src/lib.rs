@@ -13,6 +13,7 @@ pub mod cli;
 pub mod demo;
 pub mod doctor;
 pub mod forecast;
+pub mod governor;
 pub mod head;
 pub mod host;
 pub mod infer;

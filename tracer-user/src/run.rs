@@ -25,11 +25,12 @@ use tracer_ebpf::{
 };
 
 use crate::{
-    agent::{self, Agent, Cidr, Plan, TAG_TO},
+    agent::{self, Agent, Cidr, Plan, Records, TAG_TO},
     assemble::{Assembler, Config, SandboxInfo},
     cgroup::{self, Mount, Selection},
     doctor::{self, Verdict},
     forecast,
+    governor::{self, Governor},
     host::{self, SelfTest},
     name::Names,
     profile,
@@ -111,6 +112,16 @@ pub struct Output {
     #[arg(long)]
     pub infer_by_timing: bool,
 
+    /// Record only this share of the paths, from 0 to 1. It is decided where a path begins, and tags hand it on in the
+    /// sampled flag of `traceparent`.
+    #[arg(long, value_name = "SHARE", value_parser = probability, conflicts_with = "max_overhead")]
+    pub sample: Option<f64>,
+
+    /// Keep the agent's own cost (its programs in the kernel, and its process) below this much of the host's processor
+    /// time, by recording fewer paths of the functions that begin most of them. Without it all are recorded.
+    #[arg(long, value_name = "PERCENT", value_parser = percent)]
+    pub max_overhead: Option<f64>,
+
     /// Print the query string of request targets. It may hold secrets.
     #[arg(long)]
     pub query: bool,
@@ -149,6 +160,12 @@ fn probability(text: &str) -> Result<f64> {
     let p: f64 = text.parse()?;
     anyhow::ensure!((0.0..=1.0).contains(&p), "from 0 to 1");
     Ok(p)
+}
+
+fn percent(text: &str) -> Result<f64> {
+    let percent: f64 = text.parse()?;
+    anyhow::ensure!(percent > 0.0 && percent <= 100.0, "more than 0, at most 100");
+    Ok(percent)
 }
 
 fn at_least_100ms(text: &str) -> Result<Duration> {
@@ -191,6 +208,8 @@ const TICK: Duration = Duration::from_millis(50);
 const BEAT: Duration = Duration::from_secs(1);
 /// The interval of `stats` lines, unless told otherwise.
 const STATS: Duration = Duration::from_secs(10);
+/// Records between two looks at the clock, at signals and at what has become complete.
+const BATCH: usize = 1024;
 /// Finding a name looks into files that a tenant may make slow. The paths do not wait for that.
 const NAMING: Duration = Duration::from_millis(50);
 
@@ -288,6 +307,7 @@ fn plan(args: &RunArgs, selection: &Selection, tagging: bool, verdict: bool) -> 
         tag_max_head: args.output.tag_max_head,
         verdict,
         floor: args.floor,
+        sampling: args.output.sample.is_some() || args.output.max_overhead.is_some(),
         map_entries: args.map_entries.clone(),
     })
 }
@@ -315,7 +335,7 @@ struct Known {
 
 /// The flow in user space, from the ring buffer to standard output.
 struct Flow {
-    ring: AsyncFd<aya::maps::RingBuf<aya::maps::MapData>>,
+    records: Records,
     assembler: Assembler,
     sink: Sink<io::StdoutLock<'static>>,
     names: Arc<Names>,
@@ -326,6 +346,7 @@ struct Flow {
     log: Option<AsyncFd<agent::Log>>,
     profile: Option<profile::live::Live>,
     forecast: Option<forecast::live::Live>,
+    governor: Option<Governor>,
     /// The wall clock less CLOCK_MONOTONIC.
     boot_to_wall_ns: i64,
 }
@@ -348,7 +369,12 @@ impl Flow {
             infer_by_timing: output.infer_by_timing,
             ..Config::default()
         };
-        let ring = watch(agent.records()?).context("watch the ring buffer")?;
+        let records = agent.records()?;
+        if let Some(share) = output.sample {
+            agent.sampling()?.set_share(0, share)?;
+        }
+        let governor = output.max_overhead.map(|percent| Governor::start(percent, agent)).transpose();
+        let governor = governor.map_err(|error| Refusal::Host(format!("--max-overhead: {error:#}")))?;
         let forecast = forecast::live::Live::start(&output.forecast);
         let forecast = forecast.map_err(|error| Refusal::Usage(format!("--forecast-model: {error}")))?;
         let profile = output.profile.clone().map(|file| {
@@ -358,7 +384,7 @@ impl Flow {
         let profile = profile.transpose()?;
         let log = if output.verbose { agent.log().map(watch).transpose().context("watch the log")? } else { None };
         Ok(Self {
-            ring,
+            records,
             assembler: Assembler::new(config),
             sink: Sink::new(format, io::stdout().lock()),
             names: Arc::new(names),
@@ -368,6 +394,7 @@ impl Flow {
             log,
             profile,
             forecast,
+            governor,
             boot_to_wall_ns: boot_to_wall_ns(),
         })
     }
@@ -378,6 +405,8 @@ impl Flow {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut beat = interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut govern = interval(governor::TICK);
+        govern.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let stats_every = self.stats_every.unwrap_or(Duration::from_secs(u64::from(u32::MAX)));
         let mut stats = tokio::time::interval_at(Instant::now() + stats_every, stats_every);
         loop {
@@ -389,11 +418,16 @@ impl Flow {
                     self.assembler.clock(self.boot_to_wall_ns);
                 }
                 _ = stats.tick() => self.stats(agent)?,
-                readable = self.ring.readable() => {
-                    readable.context("wait for records")?.clear_ready();
-                    self.batch(agent).await?;
+                _ = govern.tick(), if self.governor.is_some() => {
+                    if let Some(governor) = &mut self.governor {
+                        governor.tick(agent)?;
+                    }
                 }
                 _ = tick.tick() => self.batch(agent).await?,
+                due = self.records.wait() => {
+                    due.context("wait for records")?;
+                    self.batch(agent).await?;
+                }
                 () = log_ready(&mut self.log) => {}
             }
         }
@@ -401,17 +435,31 @@ impl Flow {
 
     /// Takes what the ring buffer holds, and gives out what has become complete.
     async fn batch(&mut self, agent: &Agent) -> Result<()> {
-        self.drain();
-        self.find_names().await;
+        let mut found = self.drain(BATCH);
+        if found == 0 {
+            self.records.sleep()?;
+            found = self.drain(BATCH);
+        }
+        if found == BATCH {
+            self.records.go_on();
+        } else if found > 0 {
+            self.records.nap().context("set a timer")?;
+        }
+        self.find_names().await?;
         self.forecast()?;
         self.assembler.lost(agent.lost()?);
         self.assembler.advance(monotonic_ns());
         self.give_out()
     }
 
-    fn drain(&mut self) {
-        let Self { ring, assembler, naming, unnamed, forecast, .. } = self;
-        while let Some(item) = ring.get_mut().next() {
+    /// Takes in so many records at most, and says how many there were.
+    fn drain(&mut self, most: usize) -> usize {
+        let mut found = 0;
+        let Self { records, assembler, naming, unnamed, forecast, governor, .. } = self;
+        while found < most
+            && let Some(item) = records.take()
+        {
+            found += 1;
             let Some(record) = record::decode(&item) else {
                 // Counts it.
                 assembler.read(&item);
@@ -427,6 +475,9 @@ impl Flow {
                 }
                 Body::SandboxGone => {
                     naming.remove(&sandbox);
+                    if let Some(governor) = governor {
+                        governor.gone(sandbox);
+                    }
                 }
                 Body::InvocationStart(..) | Body::CallStart(..) | Body::OpaqueStart(..)
                     if naming.get(&sandbox).is_some_and(|known| !known.sure) && !unnamed.contains(&sandbox) =>
@@ -440,10 +491,11 @@ impl Flow {
                 forecast.note(&record);
             }
         }
+        found
     }
 
     /// Names the sandboxes that were heard of: now that they work, their processes can be asked.
-    async fn find_names(&mut self) {
+    async fn find_names(&mut self) -> Result<()> {
         for sandbox in std::mem::take(&mut self.unnamed) {
             let Some(known) = self.naming.get_mut(&sandbox) else { continue };
             known.sure = true;
@@ -459,7 +511,11 @@ impl Flow {
             };
             let info = SandboxInfo { function: Arc::from(function.as_str()), path: Arc::from(known.path.as_str()) };
             self.assembler.sandbox(sandbox, info);
+            if let Some(governor) = &mut self.governor {
+                governor.named(sandbox, &function)?;
+            }
         }
+        Ok(())
     }
 
     /// Tells what the records of this batch let expect, before all else: every moment counts.
@@ -496,7 +552,9 @@ impl Flow {
 
     fn stats(&mut self, agent: &Agent) -> Result<()> {
         let (kernel, kernel_tags) = (agent.counters()?, agent.tags()?);
-        let stats = Stats { totals: self.assembler.totals(), kernel: &kernel, kernel_tags: &kernel_tags };
+        let governor = self.governor.as_ref().map(Governor::report);
+        let totals = self.assembler.totals();
+        let stats = Stats { totals, kernel: &kernel, kernel_tags: &kernel_tags, governor: governor.as_ref() };
         self.sink.stats(&stats)?;
         self.sink.flush()?;
         Ok(())
@@ -506,7 +564,7 @@ impl Flow {
     fn end(mut self, agent: &mut Agent) -> Result<()> {
         // First, so that nothing is recorded that nobody reads.
         agent.detach()?;
-        self.drain();
+        self.drain(usize::MAX);
         self.assembler.lost(agent.lost()?);
         self.assembler.advance(monotonic_ns());
         self.assembler.finish();

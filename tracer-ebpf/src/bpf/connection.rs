@@ -87,6 +87,8 @@ pub struct Connection {
     pub sequences: [u32; OPEN_MAX as usize],
     /// Methods of their requests ([`tracer_ebpf::http1::method`]).
     pub methods: [u8; OPEN_MAX as usize],
+    /// 1 for those that are not recorded ([`crate::sampling`]).
+    pub silent: [u8; OPEN_MAX as usize],
     pub request: Direction,
     pub response: Direction,
     /// 1 while requests may be at work that are not known: a server's connection that is not HTTP/1, or one that was in
@@ -143,6 +145,12 @@ impl Connection {
     #[inline(always)]
     pub fn method(&mut self, ordinal: u32) -> &mut u8 {
         &mut self.methods[(ordinal & (OPEN_MAX - 1)) as usize]
+    }
+
+    /// Whether the exchange with this ordinal is kept silent about.
+    #[inline(always)]
+    pub fn silent(&mut self, ordinal: u32) -> &mut u8 {
+        &mut self.silent[(ordinal & (OPEN_MAX - 1)) as usize]
     }
 }
 

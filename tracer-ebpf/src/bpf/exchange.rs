@@ -14,6 +14,7 @@ use crate::{
     kernel::Task,
     maps::{count, count_call},
     pointer::Value,
+    sampling,
     scratch::Scratch,
 };
 
@@ -91,7 +92,7 @@ fn fill(scratch: &mut Scratch, connection: &Connection, flags: u8, live: u32, se
 
 /// Makes the context of a call: a span of its own, in its parent's trace if it has one.
 #[inline(always)]
-fn derive(scratch: &mut Scratch) {
+fn derive(scratch: &mut Scratch, sandbox: u64) {
     let parent = scratch.parent;
     let start = scratch.start();
     start.context.trace_id = parent.context.trace_id;
@@ -101,7 +102,7 @@ fn derive(scratch: &mut Scratch) {
     start.parent = parent.context.span_id;
     if parent.context.span_id == 0 {
         start.context.trace_id = new_trace();
-        start.context.flags = SAMPLED;
+        start.context.flags = sampling::flags_of_root(sandbox);
     }
 }
 
@@ -112,6 +113,7 @@ pub fn invocation_begins(scratch: &mut Scratch, connection: &mut Value<Connectio
         return;
     }
     let cut = take_head(scratch, connection);
+    let sequence = first_byte(scratch, connection);
     let flow = &connection.request.flow;
     let span = random_id();
     let mut flags = if cut { START_HEAD_CUT } else { 0 };
@@ -123,9 +125,12 @@ pub fn invocation_begins(scratch: &mut Scratch, connection: &mut Value<Connectio
         start.context = flow.context;
     } else {
         start.context.trace_id = new_trace();
-        start.context.flags = SAMPLED;
         start.context.pad = [0; 7];
+        let (room, wire) = (&mut scratch.exchange, &connection.wire);
+        let sampled = sampling::flags_of_request(room, wire, sequence, connection.sandbox);
+        scratch.start().context.flags = sampled;
     }
+    let start = scratch.start();
     start.context.span_id = span;
     let (context, inbound) = (start.context, start.parent);
     let now = scratch.now;
@@ -134,14 +139,17 @@ pub fn invocation_begins(scratch: &mut Scratch, connection: &mut Value<Connectio
     if first {
         flags |= START_FIRST;
     }
-    let sequence = first_byte(scratch, connection);
     fill(scratch, connection, flags, live, sequence);
     let (ordinal, method) = (connection.requests, connection.request.flow.method);
+    let recorded = sampling::is_recorded(&context);
+    *connection.silent(ordinal) = !recorded as u8;
     connection.span(ordinal).store(span);
     *connection.sequence(ordinal) = sequence;
     *connection.method(ordinal) = method;
     connection.requests = ordinal.wrapping_add(1);
-    scratch.emit(Kind::InvocationStart, connection.sandbox, 0);
+    if recorded {
+        scratch.emit(Kind::InvocationStart, connection.sandbox, 0);
+    }
     if connection.closed.load() == 1 {
         // Closed by another CPU since the packet was let in. Whoever comes last of the two ends it, or both try.
         finish(scratch, connection, Reason::Closed, 0);
@@ -164,7 +172,7 @@ pub fn attribute_call(scratch: &mut Scratch, connection: &mut Value<Connection>,
     if scratch.parent.rule == Rule::None as u8 && scratch.parent.live > 1 && task.is_known() {
         attribution::misses(connection.sandbox);
     }
-    derive(scratch);
+    derive(scratch, connection.sandbox);
     if carried && scratch.parent.rule != Rule::Header as u8 {
         scratch.start().context = flow.context;
     }
@@ -184,6 +192,8 @@ pub fn call_begins(scratch: &mut Scratch, connection: &mut Value<Connection>, ta
     start.tag = tag as u8;
     start.rule = rule;
     *connection.sequence(ordinal) = start.sequence;
+    let recorded = sampling::is_recorded(&start.context);
+    *connection.silent(ordinal) = !recorded as u8;
     connection.span(ordinal).store(span);
     let method = connection.request.flow.method;
     *connection.method(ordinal) = method;
@@ -191,7 +201,13 @@ pub fn call_begins(scratch: &mut Scratch, connection: &mut Value<Connection>, ta
     connection.pid = pid;
     connection.caller = scratch.parent.context.span_id;
     count_call(tag as u32, u32::from(rule));
-    scratch.emit(Kind::CallStart, connection.sandbox, pid);
+    if !tag.on_the_wire() {
+        let (sequence, flags) = (scratch.start().sequence, scratch.start().context.flags);
+        sampling::tell(&mut scratch.exchange, &connection.wire, sequence, flags);
+    }
+    if recorded {
+        scratch.emit(Kind::CallStart, connection.sandbox, pid);
+    }
 }
 
 /// A connection attempt failed: a call that never was a request.
@@ -206,19 +222,20 @@ pub fn connect_failed(scratch: &mut Scratch, connection: &mut Value<Connection>,
     }
     let now = scratch.now;
     scratch.now = connection.connect_ns;
-    unsent(scratch, connection, Kind::CallStart);
+    let recorded = unsent(scratch, connection, Kind::CallStart);
     scratch.now = now;
     let span = scratch.start().context.span_id;
+    *connection.silent(0) = !recorded as u8;
     connection.span(0).store(span);
     *connection.sequence(0) = 0;
     connection.requests = 1;
     finish(scratch, connection, Reason::ConnectFailed, errno);
 }
 
-/// A call without a request of HTTP/1.
+/// A call without a request of HTTP/1. Says whether it is recorded.
 #[inline(always)]
-fn unsent(scratch: &mut Scratch, connection: &Connection, kind: Kind) {
-    derive(scratch);
+fn unsent(scratch: &mut Scratch, connection: &Connection, kind: Kind) -> bool {
+    derive(scratch, connection.sandbox);
     let (rule, live) = (scratch.parent.rule, scratch.parent.live);
     let more = scratch.parent.flags;
     fill(scratch, connection, more, live, 0);
@@ -226,7 +243,11 @@ fn unsent(scratch: &mut Scratch, connection: &Connection, kind: Kind) {
     scratch.start().rule = rule;
     scratch.header.tail_len = 0;
     count_call(Tag::NoRequest as u32, u32::from(rule));
-    scratch.emit(kind, connection.sandbox, connection.pid);
+    let recorded = sampling::is_recorded(&scratch.start().context);
+    if recorded {
+        scratch.emit(kind, connection.sandbox, connection.pid);
+    }
+    recorded
 }
 
 /// A connection turned out not to speak HTTP/1 before any exchange: from a client's end it is one call, as long as it
@@ -237,8 +258,8 @@ pub fn opaque_begins(scratch: &mut Scratch, connection: &mut Value<Connection>, 
         return;
     }
     attribution::attribute(&mut scratch.parent, connection.sandbox, task, None);
-    unsent(scratch, connection, Kind::OpaqueStart);
-    connection.opaque = 1;
+    // 2: not recorded.
+    connection.opaque = if unsent(scratch, connection, Kind::OpaqueStart) { 1 } else { 2 };
     connection.opaque_span = scratch.start().context.span_id;
 }
 
@@ -271,6 +292,7 @@ pub fn response_ends(scratch: &mut Scratch, connection: &mut Value<Connection>, 
         return;
     }
     connection.responses = ordinal.wrapping_add(1);
+    scratch.silent = u32::from(*connection.silent(ordinal));
     let end = scratch.end();
     end.conn = connection.cookie;
     end.span = span;
@@ -285,9 +307,9 @@ pub fn response_ends(scratch: &mut Scratch, connection: &mut Value<Connection>, 
     let pid = connection.pid;
     if connection.role == role::SERVER {
         attribution::end(span, connection.sandbox, scratch.now);
-        scratch.emit(Kind::InvocationEnd, connection.sandbox, pid);
+        scratch.emit_unless_silent(Kind::InvocationEnd, connection.sandbox, pid);
     } else {
-        scratch.emit(Kind::CallEnd, connection.sandbox, pid);
+        scratch.emit_unless_silent(Kind::CallEnd, connection.sandbox, pid);
     }
 }
 
@@ -345,10 +367,11 @@ extern "C" fn end_all(scratch: *mut Scratch, connection: *mut Connection, reason
 /// The connection of an opaque call was closed.
 #[inline(always)]
 pub fn opaque_ends(scratch: &mut Scratch, connection: &mut Value<Connection>) {
-    if connection.opaque == 0 {
+    let recorded = connection.opaque == 1;
+    connection.opaque = 0;
+    if !recorded {
         return;
     }
-    connection.opaque = 0;
     let end = scratch.end();
     end.conn = connection.cookie;
     end.span = connection.opaque_span;

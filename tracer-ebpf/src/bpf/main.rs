@@ -19,6 +19,7 @@ mod kernel;
 mod maps;
 mod packet;
 mod pointer;
+mod sampling;
 mod scratch;
 mod stream;
 

@@ -11,7 +11,7 @@ use aya_ebpf::{
 use tracer_ebpf::{
     counter::Counter,
     glob::Pattern,
-    record::{Rule, Tag},
+    record::{FUNCTIONS_MAX, Rule, Tag},
 };
 
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
     attribution::{ContextKey, Futex, Goroutine, Holders, Invocation, Sandbox, Thread},
     connection::Connection,
     pointer::Value,
+    sampling::Exchange,
 };
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
@@ -29,6 +30,10 @@ pub const RING_BYTES: usize = 16 << 20;
 /// What happens, for user space.
 #[btf_map]
 pub static RECORDS: RingBuf<u64, RING_BYTES> = RingBuf::new();
+
+/// 1 while the reader of [`RECORDS`] sleeps: see [`crate::scratch::give_back`].
+#[btf_map]
+pub static ASLEEP: Array<u64, 1> = Array::new();
 
 /// Cgroup id → sandbox. A cgroup that is not here is not ours: neither read nor touched.
 #[btf_map]
@@ -70,6 +75,22 @@ pub static LISTENERS: HashMap<(u64, u64), u8, 65_536, ON_DEMAND> = HashMap::new(
 #[btf_map]
 pub static TAG_TO: LpmTrie<[u8; 16], u8, 1024> = LpmTrie::new();
 
+/// Cgroup id → the place of the sandbox's function in [`ROOTS`] and [`SHARES`]. What is not here has place 0.
+#[btf_map]
+pub static FUNCTIONS: HashMap<u64, u64, 65_536, ON_DEMAND> = HashMap::new();
+
+/// How many paths began in each function's sandboxes, recorded or not.
+#[btf_map]
+pub static ROOTS: Array<u64, FUNCTIONS_MAX> = Array::new();
+
+/// Which part of them is recorded, of 2³²; set by the loader.
+#[btf_map]
+pub static SHARES: Array<u64, FUNCTIONS_MAX> = Array::new();
+
+/// Calls that went out without a tag → the flags that it would have had. What is not used makes room.
+#[btf_map]
+pub static UNTAGGED: LruHashMap<Exchange, u64, 16_384> = LruHashMap::new();
+
 /// Patterns of cgroup paths that become sandboxes when they appear (`--cgroup` with a glob).
 #[btf_map]
 pub static PATTERNS: Array<Pattern, 16> = Array::new();
@@ -105,6 +126,10 @@ pub static REPAIRED: Global<u32> = Global::new(0);
 /// that the verifier takes out what is behind it.
 #[unsafe(no_mangle)]
 pub static FLOOR: Global<u32> = Global::new(0);
+
+/// 1 if not every path is recorded: see [`crate::sampling`].
+#[unsafe(no_mangle)]
+pub static SAMPLING: Global<u32> = Global::new(0);
 
 /// How many [`PATTERNS`] are in use; set by the loader.
 #[unsafe(no_mangle)]

@@ -5,8 +5,11 @@
 //! stream. So each CPU has a few slots, and a slot is taken by compare-and-swap and held for the run.
 
 use aya_ebpf::{
+    bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     btf_maps::PerCpuArray,
-    helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_kernel_str, bpf_ringbuf_output},
+    helpers::generated::{
+        bpf_probe_read_kernel, bpf_probe_read_kernel_str, bpf_ringbuf_discard, bpf_ringbuf_output, bpf_ringbuf_reserve,
+    },
     macros::btf_map,
 };
 use tracer_ebpf::{
@@ -22,8 +25,9 @@ use crate::{
     attribution::{Invocation, Parent},
     bound::clamp,
     kernel::TcpSock,
-    maps::{RECORDS, count},
+    maps::{ASLEEP, RECORDS, count},
     pointer::Value,
+    sampling::Exchange,
 };
 
 /// Most bytes of a stream that are in the window at a time.
@@ -63,6 +67,8 @@ pub struct Scratch {
     pub tag_else: u32,
     /// 1 if the task that runs is the one that sends.
     pub sends: u32,
+    /// 1 if the exchange that ends is not recorded. Here, and not in a register: they are all in use there.
+    pub silent: u32,
     /// The tag and the verdict of the call at hand.
     pub tag: u32,
     pub verdict: u32,
@@ -72,12 +78,16 @@ pub struct Scratch {
     /// time of 0 says that none has.
     pub rtt_us: u32,
     pub retransmits: u32,
+    /// 1 once this run has handed a record over.
+    emitted: u64,
     /// What the next step is to do ([`tracer_ebpf::http1::Event`]).
     pub next: u32,
     /// The sequence number of the stream's first byte, carried ones included.
     pub sequence: u32,
     /// Whose call it is.
     pub parent: Parent,
+    /// A request on its way into a map of such, or out of it.
+    pub exchange: Exchange,
     /// The invocation that begins, on its way into its map.
     pub invocation: Invocation,
     pub header: Header,
@@ -124,6 +134,7 @@ fn try_slot(slot: u32) -> Option<Value<Scratch>> {
         return None;
     }
     scratch.rtt_us = 0;
+    scratch.emitted = 0;
     Some(scratch)
 }
 
@@ -137,9 +148,36 @@ pub fn take() -> Option<Value<Scratch>> {
     scratch
 }
 
+/// Gives the slot back, and wakes the reader if it sleeps and there is something for it.
 #[inline(always)]
 pub fn give_back(scratch: &Value<Scratch>) {
+    let emitted = scratch.emitted == 1;
     scratch.taken.unlock();
+    if emitted {
+        wake();
+    }
+}
+
+/// Waking costs more than all the rest of a record (an interrupt, for another CPU even). While records come, the reader
+/// looks for them by itself; before it sleeps it sets [`ASLEEP`] and looks once more. On this side the record is in the
+/// buffer before the number is read, with a barrier between (kernel/bpf/ringbuf.c, bpf_ringbuf_commit: xchg).
+#[inline(always)]
+fn wake() {
+    // SAFETY: an element of an array, aligned to 8.
+    let asleep = ASLEEP.get_ptr_mut(0).and_then(|slot| unsafe { Value::new(slot.cast::<Atomic>()) });
+    let Some(asleep) = asleep else { return };
+    if asleep.load() == 0 || asleep.take() == 0 {
+        return;
+    }
+    // No helper does nothing but wake; giving up what was reserved can be told to. A buffer without room for it has not
+    // been read for long: the reader does not sleep.
+    // SAFETY: what was reserved is given up at once, untouched.
+    unsafe {
+        let nothing = bpf_ringbuf_reserve((&raw const RECORDS).cast_mut().cast(), 8, 0);
+        if !nothing.is_null() {
+            bpf_ringbuf_discard(nothing, u64::from(BPF_RB_FORCE_WAKEUP));
+        }
+    }
 }
 
 impl Scratch {
@@ -240,12 +278,27 @@ impl Scratch {
         self.output(len);
     }
 
+    /// The same, but for what is not recorded.
+    #[inline(always)]
+    pub fn emit_unless_silent(&mut self, kind: Kind, sandbox: u64, pid: u32) {
+        // SAFETY: a field of a map value.
+        if unsafe { (&raw const self.silent).read_volatile() } == 0 {
+            self.emit(kind, sandbox, pid);
+        }
+    }
+
     #[inline(always)]
     fn output(&mut self, len: u64) {
         // SAFETY: header, fixed part and tail lie one behind the other; `len` is at most their sum.
         let failed = unsafe {
-            bpf_ringbuf_output((&raw const RECORDS).cast_mut().cast(), (&raw mut self.header).cast(), len, 0)
+            bpf_ringbuf_output(
+                (&raw const RECORDS).cast_mut().cast(),
+                (&raw mut self.header).cast(),
+                len,
+                u64::from(BPF_RB_NO_WAKEUP),
+            )
         };
+        self.emitted = 1;
         count(if failed == 0 { Counter::Records } else { Counter::RecordsLost });
     }
 }

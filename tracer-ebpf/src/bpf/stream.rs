@@ -213,7 +213,7 @@ fn comes_of<S: Source, const REQUEST: bool>(
             scratch.outcome = outcome::HEAD;
             return STOP;
         }
-        return if head_complete::<REQUEST>(scratch, connection) { GO_ON } else { stop(scratch) };
+        return if head_complete::<S, REQUEST>(scratch, connection) { GO_ON } else { stop(scratch) };
     }
     if event == Event::End as u32 {
         message_ends::<REQUEST>(scratch, connection);
@@ -320,9 +320,13 @@ fn keep_first(scratch: &mut Value<Scratch>, connection: &mut Value<Connection>) 
 
 /// A head is complete: says what it begins. `false` if there is nothing more to look at.
 #[inline(always)]
-fn head_complete<const REQUEST: bool>(scratch: &mut Value<Scratch>, connection: &mut Value<Connection>) -> bool {
+fn head_complete<S: Source, const REQUEST: bool>(
+    scratch: &mut Value<Scratch>,
+    connection: &mut Value<Connection>,
+) -> bool {
     if REQUEST {
-        if connection.role == role::SERVER {
+        // Only a client's messages can be paused at.
+        if !S::PAUSES && connection.role == role::SERVER {
             exchange::invocation_begins(scratch, connection);
         } else {
             let tag = scratch.tag_else;

@@ -4,6 +4,8 @@
 //! detaches all of it.
 
 mod btf;
+mod records;
+mod sampling;
 
 use std::{fs::File, io::Read as _, net::IpAddr, path::PathBuf};
 
@@ -13,6 +15,8 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, ProgramArray, RingBuf, SockHash, lpm_trie::Key},
     programs::{BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, Iter, SkMsg, SkSkb, SockOps},
 };
+pub use records::Records;
+pub use sampling::{RunTime, Sampling};
 use tracer_ebpf::{counter::Counter, glob, record::Tag};
 
 /// What the kernel half logs.
@@ -88,6 +92,8 @@ pub struct Plan {
     pub verdict: bool,
     /// Whether the programs that see traffic return at once: for the bench.
     pub floor: bool,
+    /// Whether less than all paths may be recorded.
+    pub sampling: bool,
     /// Other sizes for maps, by name.
     pub map_entries: Vec<(String, u32)>,
 }
@@ -129,7 +135,8 @@ impl Agent {
             loader.override_global(wanted.global, offset, true);
         }
         let (repaired, floor) = (u32::from(plan.verdict), u32::from(plan.floor));
-        loader.override_global("FLOOR", &floor, true);
+        let sampling = u32::from(plan.sampling);
+        loader.override_global("FLOOR", &floor, true).override_global("SAMPLING", &sampling, true);
         loader.override_global("REPAIRED", &repaired, true);
         for (name, entries) in &plan.map_entries {
             loader.map_max_entries(name, *entries);
@@ -283,9 +290,10 @@ impl Agent {
     ///
     /// # Errors
     ///
-    /// If it has been taken.
-    pub fn records(&mut self) -> Result<RingBuf<MapData>> {
-        Ok(RingBuf::try_from(map(self.bpf()?, "RECORDS")?)?)
+    /// If it has been taken, or cannot be watched.
+    pub fn records(&mut self) -> Result<Records> {
+        let asleep = Array::try_from(map(self.bpf()?, "ASLEEP")?)?;
+        Records::new(RingBuf::try_from(map(self.bpf()?, "RECORDS")?)?, asleep)
     }
 
     /// What the kernel half logs, for `-v`. `None` if the object does not log.

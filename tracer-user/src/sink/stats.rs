@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Serialize, Serializer};
 use tracer_ebpf::record::{Rule, Tag};
 
-use crate::{assemble::Totals, path::Version};
+use crate::{assemble::Totals, governor, path::Version};
 
 /// The counts of one moment, since the start.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +17,8 @@ pub struct Stats<'a> {
     /// Calls by outcome of the tag as the kernel half counted them: the names of `Tag` with their values. They differ from
     /// the assembler's by the records that were lost.
     pub kernel_tags: &'a [(&'a str, u64)],
+    /// What `--max-overhead` came to.
+    pub governor: Option<&'a governor::Report>,
 }
 
 impl Serialize for Stats<'_> {
@@ -31,9 +33,11 @@ impl Serialize for Stats<'_> {
             kernel: &'a [(&'a str, u64)],
             #[serde(serialize_with = "map")]
             kernel_tags: &'a [(&'a str, u64)],
+            #[serde(skip_serializing_if = "Option::is_none")]
+            governor: Option<&'a governor::Report>,
         }
-        let Self { totals, kernel, kernel_tags } = *self;
-        Line { fntrace: Version, r#type: "stats", totals, kernel, kernel_tags }.serialize(serializer)
+        let Self { totals, kernel, kernel_tags, governor } = *self;
+        Line { fntrace: Version, r#type: "stats", totals, kernel, kernel_tags, governor }.serialize(serializer)
     }
 }
 
@@ -62,6 +66,11 @@ impl fmt::Display for Stats<'_> {
         named(f, "; parents by: ", &rules)?;
         let joins = &totals.joins;
         named(f, "; joined by: ", &[("tag", joins.tag), ("wire", joins.wire), ("nothing (external)", joins.none)])?;
+        if let Some(governor) = self.governor {
+            let (overhead, bound) = (governor.overhead, governor.max_overhead);
+            write!(f, "; overhead: {overhead:.2} % of the host's processor time, {bound} % allowed")?;
+            named(f, ", ", &[("functions sampled", governor.shares.len() as u64)])?;
+        }
         let kernel = |name| self.kernel.iter().find(|(other, _)| *other == name).map_or(0, |(_, count)| *count);
         named(
             f,
@@ -88,7 +97,7 @@ mod tests {
     #[test]
     fn the_line_names_every_count() {
         let totals = Totals { paths: 3, ..Totals::default() };
-        let stats = Stats { totals: &totals, kernel: &[("sends", 5)], kernel_tags: &[("injected", 7)] };
+        let stats = Stats { totals: &totals, kernel: &[("sends", 5)], kernel_tags: &[("injected", 7)], governor: None };
         let json = serde_json::to_value(stats).unwrap();
         assert_eq!((&json["fntrace"], &json["type"]), (&1.into(), &"stats".into()));
         assert_eq!((&json["paths"], &json["records"]["call_start"]), (&3.into(), &0.into()));
@@ -101,7 +110,9 @@ mod tests {
     fn people_see_trouble_only_if_there_is_any() {
         let mut totals = Totals { paths: 3, ..Totals::default() };
         totals.tags[Tag::Injected as usize] = 4;
-        let stats = |totals: &Totals| Stats { totals, kernel: &[("records_lost", 2)], kernel_tags: &[] }.to_string();
+        let stats = |totals: &Totals| {
+            Stats { totals, kernel: &[("records_lost", 2)], kernel_tags: &[], governor: None }.to_string()
+        };
         assert_eq!(stats(&totals), "0 records, 3 paths; tags: 4 injected; TROUBLE: 2 records lost");
     }
 }
