@@ -36,6 +36,13 @@ struct Side {
     conn: u64,
 }
 
+impl Side {
+    /// Both ends of an exchange have the same: a call's span is odd, its invocation's the one after.
+    fn sequence(self) -> u32 {
+        self.span.div_ceil(2) as u32
+    }
+}
+
 fn wire(side: Side) -> Wire {
     let mut address = [0; 16];
     address[10..].copy_from_slice(&[0xff, 0xff, 127, 0, 0, 1]);
@@ -52,7 +59,7 @@ fn start(side: Side, at_ns: u64) -> Vec<u8> {
         context: Context { trace_id: [side.trace, 1], span_id: side.span, flags: 1, pad: [0; 7] },
         parent: side.parent,
         wire: wire(side),
-        sequence: side.span as u32,
+        sequence: side.sequence(),
         flags: if !side.call && side.parent != 0 { START_INBOUND } else { 0 },
         rule: if side.call { Rule::Exclusive } else { Rule::None } as u8,
         tag: Tag::Injected as u8,
@@ -70,7 +77,7 @@ fn end(side: Side, at_ns: u64) -> Vec<u8> {
         conn: side.conn << 1 | u64::from(side.call),
         span: side.span,
         first_byte_ns: at_ns,
-        sequence: side.span as u32,
+        sequence: side.sequence(),
         status: 200,
         reason: 0,
         retransmits: 0,
