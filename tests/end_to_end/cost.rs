@@ -95,7 +95,7 @@ fn a_sampled_path_is_recorded_whole_or_not_at_all_without_tags() {
 fn the_governor_samples_the_frequent_and_leaves_the_rare() {
     let slice = Slice::new();
     let [busy, rare] = [Kind::Go, Kind::Node].map(|kind| Function::start(&slice, kind));
-    let agent = Agent::start_with(&slice, &["--tag", "off", "--max-overhead", "3", "--stats-every", "500ms"]);
+    let agent = Agent::start_with(&slice, &["--tag", "off", "--max-overhead", "5", "--stats-every", "500ms"]);
     let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
     let overhead = |line: &Value| line["governor"]["overhead"].as_f64();
     let ids: Vec<String> = thread::scope(|scope| {
@@ -113,10 +113,10 @@ fn the_governor_samples_the_frequent_and_leaves_the_rare() {
             let mut seen = 0;
             agent.wait_for("bound exceeded", |lines| {
                 let new = &lines[std::mem::replace(&mut seen, lines.len())..];
-                new.iter().filter_map(overhead).find(|cost| *cost > 3.0)
+                new.iter().filter_map(overhead).find(|cost| *cost > 5.0)
             });
             // What it had to record before is still to be worked off.
-            for most in [100.0, 3.0] {
+            for most in [100.0, 5.0] {
                 let kept = |line: &Value| {
                     let share = line.pointer(&format!("/governor/shares/{}", busy.name()))?.as_f64()?;
                     (overhead(line)? <= most && share < 0.5).then_some(())
@@ -152,10 +152,10 @@ fn the_governor_samples_the_frequent_and_leaves_the_rare() {
     assert!(!stats["governor"]["shares"].as_object().unwrap().contains_key(rare.name()), "{stats}");
     // Once it keeps to the bound, it does so for most of the time.
     let costs: Vec<f64> = finished.lines.iter().filter_map(overhead).collect();
-    let exceeded = costs.iter().position(|cost| *cost > 3.0).unwrap();
-    let kept = exceeded + costs[exceeded..].iter().position(|cost| *cost <= 3.0).unwrap();
+    let exceeded = costs.iter().position(|cost| *cost > 5.0).unwrap();
+    let kept = exceeded + costs[exceeded..].iter().position(|cost| *cost <= 5.0).unwrap();
     let since = &costs[kept..];
-    assert!(since.iter().filter(|cost| **cost <= 4.0).count() * 3 >= since.len() * 2, "{costs:?}");
+    assert!(since.iter().filter(|cost| **cost <= 6.5).count() * 3 >= since.len() * 2, "{costs:?}");
 }
 
 #[test]

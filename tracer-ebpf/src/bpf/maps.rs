@@ -51,6 +51,13 @@ pub static CONTEXTS: HashMap<ContextKey, Holders, 262_144, ON_DEMAND> = HashMap:
 #[btf_map]
 pub static THREADS: HashMap<u32, Thread, 131_072, ON_DEMAND> = HashMap::new();
 
+/// How many of [`THREADS`] have an id that is this one modulo the size. The hooks of the scheduler run for every thread of
+/// the host: a look here costs those that are not ours a few ns, where one into the hash costs them a hundred.
+#[btf_map]
+pub static THREAD_FILTER: Array<u64, THREAD_FILTER_SIZE> = Array::new();
+
+pub const THREAD_FILTER_SIZE: usize = 65_536;
+
 /// Goroutine → the span of the invocation whose request it read last. What is not used makes room.
 #[btf_map]
 pub static COROUTINES: LruHashMap<Goroutine, u64, 65_536> = LruHashMap::new();

@@ -101,20 +101,24 @@ const LEFTOVER_NS: u64 = 1_000_000_000;
 pub fn attribute(parent: &mut Parent, sandbox_id: u64, task: Task, carried: Option<&Context>) {
     let carried = carried.map_or(ptr::null(), ptr::from_ref);
     *parent = Parent::NOBODY;
-    decide(parent, sandbox_id, task.tid, task.pid, carried);
+    let pad = decide(parent, sandbox_id, task.tid, task.pid, carried);
+    // SAFETY: a field of what was passed in.
+    unsafe { (&raw mut parent.pad).write_volatile(pad as u8) };
 }
 
 /// Overwrites [`Parent::NOBODY`]. A function of its own, for the verifier: what follows a call is then looked at once, and
-/// not once for each rule.
+/// not once for each rule. What it returns is [`Parent::pad`], and used: were it unused, or a constant, the compiler would
+/// leave in the register whatever is there, and the verifier would not have that ("cannot return stack pointer to the
+/// caller").
 #[inline(never)]
 extern "C" fn decide(parent: *mut Parent, sandbox_id: u64, tid: u32, pid: u32, carried: *const Context) -> u32 {
     let task = Task { tid, pid };
     // SAFETY: the caller's pointers to map values or to its stack.
     let (parent, carried) = unsafe { (parent.as_mut(), carried.as_ref()) };
-    if let Some(parent) = parent {
-        decide_for(parent, sandbox_id, task, carried);
-    }
-    0
+    let Some(parent) = parent else { return 0 };
+    decide_for(parent, sandbox_id, task, carried);
+    // SAFETY: a field of what was passed in.
+    u32::from(unsafe { (&raw const parent.pad).read_volatile() })
 }
 
 #[inline(always)]

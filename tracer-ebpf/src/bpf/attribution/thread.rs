@@ -1,12 +1,13 @@
 //! What each thread works for, as far as the kernel sees it: by what it reads, by who made it, and by who woke it.
 
-use aya_ebpf::helpers::generated::bpf_probe_read_user;
+use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_probe_read_user};
 use tracer_ebpf::{counter::Counter, traceparent::Context};
 
 use super::{copy, live, trust};
 use crate::{
+    atomic::Atomic,
     kernel::{self, Registers, Task, Typed},
-    maps::{COROUTINES, LOCKS, THREADS, count},
+    maps::{COROUTINES, LOCKS, THREAD_FILTER, THREAD_FILTER_SIZE, THREADS, count},
     pointer::Value,
 };
 
@@ -103,7 +104,17 @@ pub struct Futex {
 }
 
 #[inline(always)]
+fn filter(tid: u32) -> Option<Value<Atomic>> {
+    let slot = THREAD_FILTER.get_ptr_mut(tid & (THREAD_FILTER_SIZE as u32 - 1))?;
+    // SAFETY: an element of an array, aligned to 8.
+    unsafe { Value::new(slot.cast()) }
+}
+
+#[inline(always)]
 pub fn thread(tid: u32) -> Option<Value<Thread>> {
+    if filter(tid)?.load() == 0 {
+        return None;
+    }
     // SAFETY: a map look-up.
     unsafe { Value::new(THREADS.get_ptr_mut(tid)?) }
 }
@@ -116,10 +127,17 @@ pub fn entry(task: Task) -> Option<Value<Thread>> {
     }
     // Not of this run's making: what is copied into the map lies in read-only memory, not on the stack.
     static IDLE: Thread = Thread::IDLE;
-    if THREADS.insert(task.tid, &IDLE, 0).is_err() {
+    // Counted first: whoever finds it in the map is to find it here.
+    let filter = filter(task.tid)?;
+    filter.add(1);
+    if THREADS.insert(task.tid, &IDLE, u64::from(BPF_NOEXIST)).is_err() {
+        filter.add(u64::MAX);
+    }
+    let made = thread(task.tid);
+    if made.is_none() {
         count(Counter::ThreadsFull);
     }
-    thread(task.tid)
+    made
 }
 
 /// The goroutine that `task` runs; 0 if it runs none. Go keeps it in R14 and in the last word of the thread's own memory
@@ -217,7 +235,10 @@ pub fn forks(parent: Typed, child: Task) {
 
 #[inline(always)]
 pub fn exits(task: Task) {
-    let _ = THREADS.remove(task.tid);
+    let Some(filter) = filter(task.tid) else { return };
+    if filter.load() != 0 && THREADS.remove(task.tid).is_ok() {
+        filter.add(u64::MAX);
+    }
 }
 
 /// Notes that `wakee` is woken. `waker` is the task that runs: the one that wakes it, or one that was interrupted.
