@@ -18,9 +18,16 @@ pub fn prepare(root: &Path) -> Result<()> {
     fs::create_dir_all(&cache).with_context(|| format!("make {}", cache.display()))?;
     machine()?;
     python(&functions.join("python"), &cache.join("python")).context("set up the Python function")?;
+    python(&functions.join("lambda/python"), &cache.join("lambda-python")).context("set up awslambdaric")?;
     node(&functions.join("node"), &cache.join("node")).context("set up the Node.js function")?;
-    go(&functions.join("go"), &cache.join("go")).context("build the Go function")
+    go(&functions.join("go"), &cache.join("go"), ".").context("build the Go function")?;
+    go(&functions.join("lambda/go"), &cache.join("lambda-go"), ".").context("build the Go function for Lambda")?;
+    go(&functions.join("lambda/emulator"), &cache.join("lambda-emulator"), EMULATOR).context("build Lambda's emulator")?;
+    rust(&functions.join("lambda/rust"), &cache.join("lambda-rust")).context("build the Rust function for Lambda")
 }
+
+/// AWS's own stand-in for Lambda.
+const EMULATOR: &str = "github.com/aws/aws-lambda-runtime-interface-emulator/cmd/aws-lambda-rie";
 
 /// Sees that interpreters, compiler and nginx are there; on Debian and its kin the missing ones are installed.
 fn machine() -> Result<()> {
@@ -58,7 +65,7 @@ fn python(source: &Path, cache: &Path) -> Result<()> {
     if stamp.is_fresh() {
         return Ok(());
     }
-    eprintln!("xtask: functions-framework for Python, into {}", cache.display());
+    eprintln!("xtask: the Python packages, into {}", cache.display());
     stamp.clear()?;
     let venv = cache.join("venv");
     run(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
@@ -88,23 +95,38 @@ fn node(source: &Path, cache: &Path) -> Result<()> {
     stamp.set()
 }
 
-/// One binary; it has no dependency outside Go's standard library.
-fn go(source: &Path, cache: &Path) -> Result<()> {
-    let files = ["go.mod", "main.go"].map(|name| source.join(name));
-    let stamp = Stamp::new(cache, &["go", "version"], &[&files[0], &files[1]])?;
+/// One binary of a package, with its dependencies as `go.sum` says.
+fn go(source: &Path, cache: &Path, package: &str) -> Result<()> {
+    let files: Vec<PathBuf> = ["go.mod", "go.sum", "main.go"].map(|name| source.join(name)).into();
+    let files: Vec<&Path> = files.iter().map(PathBuf::as_path).filter(|file| file.exists()).collect();
+    let stamp = Stamp::new(cache, &["go", "version"], &files)?;
     if stamp.is_fresh() {
         return Ok(());
     }
-    eprintln!("xtask: the Go function, into {}", cache.display());
+    eprintln!("xtask: the Go program {package} of {}, into {}", source.display(), cache.display());
     stamp.clear()?;
     run(Command::new("go")
         // Without -buildvcs=false the build fails where git does not trust the owner of the work tree.
         .args(["build", "-trimpath", "-buildvcs=false", "-o"])
         .arg(cache.join("function"))
-        .arg(".")
+        .arg(package)
         .current_dir(source)
+        .env("GOFLAGS", "-mod=readonly")
         .env("GOTOOLCHAIN", "local")
         .env("CGO_ENABLED", "0"))?;
+    stamp.set()
+}
+
+/// One binary, with its dependencies as `Cargo.lock` says.
+fn rust(source: &Path, cache: &Path) -> Result<()> {
+    let files = ["Cargo.toml", "Cargo.lock", "src/main.rs"].map(|name| source.join(name));
+    let stamp = Stamp::new(cache, &["rustc", "--version"], &[&files[0], &files[1], &files[2]])?;
+    if stamp.is_fresh() {
+        return Ok(());
+    }
+    eprintln!("xtask: the Rust function for Lambda, into {}", cache.display());
+    stamp.clear()?;
+    run(command::cargo(source).args(["build", "--quiet", "--locked", "--target-dir"]).arg(cache.join("target")))?;
     stamp.set()
 }
 

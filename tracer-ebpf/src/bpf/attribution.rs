@@ -12,6 +12,7 @@ use crate::{
     kernel::Task,
     maps::{CONTEXTS, INVOCATIONS, SANDBOXES, THREADS, count},
     pointer::Value,
+    process,
 };
 
 /// What is known of a sandbox.
@@ -26,11 +27,19 @@ pub struct Sandbox {
     pub spans: Atomic,
     /// When two were last live at once, ns.
     pub overlap_ns: Atomic,
+    /// How many of the live ones are not known (see [`begin_unknown`]).
+    pub unknown: Atomic,
 }
 
 impl Sandbox {
     pub const fn new() -> Self {
-        Self { live: Atomic::new(0), seen: Atomic::new(0), spans: Atomic::new(0), overlap_ns: Atomic::new(0) }
+        Self {
+            live: Atomic::new(0),
+            seen: Atomic::new(0),
+            spans: Atomic::new(0),
+            overlap_ns: Atomic::new(0),
+            unknown: Atomic::new(0),
+        }
     }
 }
 
@@ -44,6 +53,8 @@ pub struct Invocation {
     /// The parent id that came in; 0 if none did.
     pub inbound: u64,
     pub start_ns: u64,
+    /// 1 if a runtime polled for it.
+    pub polled: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -143,6 +154,14 @@ pub fn invocation(span: u64) -> Option<Value<Invocation>> {
     unsafe { Value::new(INVOCATIONS.get_ptr_mut(span)?) }
 }
 
+/// The one invocation that has been live in a sandbox since it began.
+#[inline(always)]
+pub fn only(sandbox_id: u64) -> Option<Value<Invocation>> {
+    let sandbox = sandbox(sandbox_id)?;
+    let alone = if sandbox.live.load() == 1 { sandbox.spans.load() } else { 0 };
+    invocation(alone).filter(|only| only.start_ns > sandbox.overlap_ns.load() && only.sandbox == sandbox_id)
+}
+
 #[inline(always)]
 fn holders(key: ContextKey) -> Option<Value<Holders>> {
     // SAFETY: a map look-up.
@@ -210,6 +229,7 @@ pub fn end(span: u64, sandbox_id: u64) {
 pub fn begin_unknown(sandbox_id: u64, now: u64) {
     if let Some(sandbox) = sandbox(sandbox_id) {
         sandbox.live.add(1);
+        sandbox.unknown.add(1);
         sandbox.overlap_ns.store(now);
     }
 }
@@ -218,6 +238,7 @@ pub fn begin_unknown(sandbox_id: u64, now: u64) {
 #[inline(always)]
 pub fn end_unknown(sandbox_id: u64) {
     if let Some(sandbox) = sandbox(sandbox_id) {
+        sandbox.unknown.add(u64::MAX);
         sandbox.live.add(u64::MAX);
     }
 }
@@ -318,6 +339,16 @@ fn decide_for(parent: &mut Parent, sandbox_id: u64, task: Task, carried: Option<
         }
     }
     if !task.is_known() {
+        return;
+    }
+    let own_span = known.as_ref().map_or(0, |known| if known.background == 1 { known.span } else { u64::MAX });
+    let own = if sandbox.unknown.load() == 0 { process::works_for(task.pid) } else { 0 };
+    if own != 0
+        && (own_span == u64::MAX || own_span == own)
+        && let Some(found) = invocation(own)
+        && process::alone_since(task.pid, found.start_ns)
+        && parent.is(Rule::Process, &found, own, sandbox_id)
+    {
         return;
     }
     // Before its first invocation a sandbox sets itself up; a thread that calls then need not have work of its own.
