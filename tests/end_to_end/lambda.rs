@@ -214,7 +214,170 @@ fn what_lambda_runtime_is_handed_is_an_invocation() {
     traces_its_invocations(Runtime::Rust);
 }
 
+/// The end of the one path, once it has been printed.
+fn only_front(finished: &Finished) -> &Value {
+    let fronts = fronts(finished);
+    assert_eq!(fronts.len(), 1, "{:#?}", finished.lines);
+    assert_eq!(fronts[0]["complete"], true, "{:#}", fronts[0]);
+    &fronts[0]["root"]
+}
+
+#[test]
+fn an_amazon_trace_id_is_continued() {
+    let slice = Slice::new();
+    let callee = Function::start(&slice, Kind::Go);
+    let agent = Agent::start(&slice);
+    let emulated = Emulated::start(&slice, Runtime::Python);
+    let trace = ("x-amzn-trace-id", "Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1");
+    let event = json!({"calls": [format!("{}/amazon", callee.url())]});
+    let answer = emulated.invoke(&event, &[trace, ("x-amzn-requestid", "8476a536-e9f4-11e8-9739-2dfe598c3fcd")]);
+    assert_eq!(answer["invocation_id"], "8476a536-e9f4-11e8-9739-2dfe598c3fcd", "{answer}");
+    let received = answer["children"][0]["traceparent"].as_str().unwrap();
+    assert!(received.starts_with("00-5759e988bd862e3fe1be46a994272793-"), "{received}");
+    let finished = agent.stop();
+    let paths = fronts(&finished);
+    check(paths[0], &answer, &emulated.name, &callee);
+    assert_eq!(polled(&paths[0]["root"]).1["trace_id"], "5759e988bd862e3fe1be46a994272793");
+}
+
+/// The runtime's sandbox is another than the emulator's, as where a platform serves the runtime API on the host.
+#[test]
+fn a_runtime_in_a_sandbox_of_its_own_is_joined_to_its_front() {
+    let slice = Slice::new();
+    let callee = Function::start(&slice, Kind::Go);
+    let inside = slice.sandbox("inside");
+    let agent = Agent::start(&slice);
+    let runtime = Runtime::Python.command("handler.handle").join(" ");
+    let enter = format!("echo 0 > {}; exec {runtime}", inside.procs_file().display());
+    let emulated = Emulated::start_as(&slice, &["/bin/sh".to_owned(), "-c".to_owned(), enter], "300");
+    let event = json!({"calls": [format!("{}/apart", callee.url())], "headers": {"traceparent": CONTEXT}});
+    let answer = emulated.invoke(&event, &[]);
+    assert!(answer["invocation_id"].is_string(), "{answer}\n{}", emulated.said());
+    let finished = agent.stop();
+    let front = only_front(&finished);
+    assert_eq!(front["function"], emulated.name);
+    let (delivery, invocation) = polled(front);
+    assert_eq!((&delivery["to"], &invocation["function"]), (&json!(inside.name()), &json!(inside.name())));
+    assert_eq!(invocation["joined_by"], "wire");
+    let call = &invocation["children"][0];
+    assert_eq!((&call["tag"], &call["parent_by"]), (&json!("injected"), &json!("exclusive")), "{call:#}");
+    assert_eq!(call["children"][0]["function"], callee.name(), "{call:#}");
+}
+
+const CONTEXT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+/// Only the runtime is traced, not the front: what the platform puts into the event tells where it came from.
+#[test]
+fn a_context_in_the_event_is_the_outside_parent() {
+    let slice = Slice::new();
+    let outside = Slice::new();
+    let inside = slice.sandbox("inside");
+    let agent = Agent::start(&slice);
+    let runtime = Runtime::Python.command("handler.handle").join(" ");
+    let enter = format!("echo 0 > {}; exec {runtime}", inside.procs_file().display());
+    let emulated = Emulated::start_as(&outside, &["/bin/sh".to_owned(), "-c".to_owned(), enter], "300");
+    let answer = emulated.invoke(&json!({"headers": {"traceparent": CONTEXT}}), &[]);
+    let finished = agent.stop();
+    let paths: Vec<_> = truth::paths(&finished.lines).collect();
+    assert_eq!(paths.len(), 1, "{:#?}", finished.lines);
+    let root = &paths[0]["root"];
+    assert_eq!(root["faas"]["invocation_id"], answer["invocation_id"], "{root:#}");
+    assert_eq!(root["outside_parent"], "00f067aa0ba902b7", "{root:#}");
+}
+
+#[test]
+fn errors_exits_and_time_outs_are_named() {
+    for runtime in [Runtime::Python, Runtime::Go, Runtime::Rust] {
+        let slice = Slice::new();
+        let agent = Agent::start(&slice);
+        let emulated = Emulated::start_as(&slice, &runtime.command("handler.handle"), "1");
+        let failed = emulated.invoke(&json!({"fail": true}), &[]);
+        let word = failed["errorType"].as_str().unwrap_or_else(|| panic!("{runtime:?}: {failed}")).to_owned();
+        emulated.invoke(&json!({"exit": true}), &[]);
+        emulated.invoke(&json!({"sleep": 30}), &[]);
+        let finished = agent.stop();
+        let paths = fronts(&finished);
+        assert_eq!(paths.len(), 3, "{runtime:?}: {:#?}\n{}", finished.lines, emulated.said());
+        let said = |n: usize| {
+            let invocation = polled(&paths[n]["root"]).1;
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            (text(&invocation["error"]), text(&invocation["faas"]["error_type"]))
+        };
+        // The header that says so is the runtime's choice of word.
+        assert_eq!(said(0).0, "failed", "{runtime:?}: {:#}", paths[0]);
+        assert!(said(0).1.contains(&word) || said(0).1 == "Unhandled", "{runtime:?}: {:?}, {word}", said(0));
+        assert_eq!(said(1), ("the runtime exited".to_owned(), "Runtime.ExitError".to_owned()), "{runtime:?}");
+        assert_eq!(said(2), ("timed out".to_owned(), "Sandbox.Timedout".to_owned()), "{runtime:?}");
+        for path in paths {
+            assert_eq!(path["complete"], true, "{runtime:?}: {path:#}");
+        }
+    }
+}
+
+#[test]
+fn a_runtime_that_cannot_start_is_named_where_it_was_waited_for() {
+    let slice = Slice::new();
+    let agent = Agent::start(&slice);
+    let emulated = Emulated::start_as(&slice, &Runtime::Python.command("no_such_module.handle"), "300");
+    let answer = emulated.invoke(&json!({}), &[]);
+    assert_eq!(answer["errorType"], "Runtime.ImportModuleError", "{answer}");
+    let finished = agent.stop();
+    let front = only_front(&finished);
+    assert_eq!(front["error"], "the runtime could not start", "{front:#}");
+    assert_eq!(front["faas"]["error_type"], "Runtime.ImportModuleError", "{front:#}");
+}
+
+/// A runtime that polled before the agent came: what it is handed next is traced, and is not its first.
+#[test]
+fn a_poll_that_is_older_than_the_agent_is_answered_with_an_invocation() {
+    let slice = Slice::new();
+    let callee = Function::start(&slice, Kind::Go);
+    let emulated = Emulated::start(&slice, Runtime::Python);
+    emulated.invoke(&json!({}), &[]);
+    let agent = Agent::start(&slice);
+    let event = json!({"calls": [format!("{}/older", callee.url())]});
+    let answers = [emulated.invoke(&event, &[]), emulated.invoke(&event, &[])];
+    let finished = agent.stop();
+    let invocations = finished.lines.iter().flat_map(polled_in).collect::<Vec<_>>();
+    assert_eq!(invocations.len(), 2, "{:#?}", finished.lines);
+    for (invocation, answer) in invocations.iter().zip(&answers) {
+        assert_eq!(invocation["faas"]["invocation_id"], answer["invocation_id"]);
+        assert_eq!((&invocation["cold"], &invocation["faas"]["init_us"]), (&json!(false), &Value::Null));
+    }
+    check(fronts(&finished)[1], &answers[1], &emulated.name, &callee);
+}
+
+/// Every polled invocation at or below a node or line.
+fn polled_in(node: &Value) -> Vec<&Value> {
+    let mut found = if node["faas"]["invocation_id"].is_string() { vec![node] } else { Vec::new() };
+    let below = node["children"].as_array().into_iter().flatten().chain(node.get("root"));
+    found.extend(below.flat_map(polled_in));
+    found
+}
+
+/// A stand-in for a runtime and its API, for an answer that no real one gives so far: a long header before the id.
 #[test]
 pub fn an_answer_whose_head_is_not_whole_is_counted() {
-    todo!()
+    let slice = Slice::new();
+    let sandbox = slice.sandbox("long");
+    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let agent = Agent::start(&slice);
+    let ask = format!("http://{address}/2018-06-01/runtime/invocation/next");
+    let mut asks = sandbox.spawn(Command::new("curl").args(["--silent", "--noproxy", "*", &ask]).stdout(Stdio::null()));
+    let (mut stream, _) = listener.accept().unwrap();
+    std::io::Read::read(&mut stream, &mut [0; 4096]).unwrap();
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\nLambda-Runtime-Client-Context: {}\r\n\
+         Lambda-Runtime-Aws-Request-Id: 8476a536-e9f4-11e8-9739-2dfe598c3fcd\r\nContent-Length: 2\r\n\r\n{{}}",
+        "x".repeat(3000)
+    );
+    // In two pieces, the second of which begins within the line.
+    std::io::Write::write_all(&mut stream, &answer.as_bytes()[..3060]).unwrap();
+    thread::sleep(Duration::from_millis(50));
+    std::io::Write::write_all(&mut stream, &answer.as_bytes()[3060..]).unwrap();
+    assert!(asks.wait().unwrap().success());
+    let finished = agent.stop();
+    assert_eq!(finished.stats()["kernel"]["polls_unread"], 1, "{}", finished.stats());
+    assert_eq!(truth::paths(&finished.lines).count(), 0, "{:#?}", finished.lines);
 }

@@ -341,10 +341,12 @@ fn decide_for(parent: &mut Parent, sandbox_id: u64, task: Task, carried: Option<
     if !task.is_known() {
         return;
     }
-    let own_span = known.as_ref().map_or(0, |known| if known.background == 1 { known.span } else { u64::MAX });
     let own = if sandbox.unknown.load() == 0 { process::works_for(task.pid) } else { 0 };
-    if own != 0
-        && (own_span == u64::MAX || own_span == own)
+    let has_own_work = match &known {
+        Some(known) => known.background == 1 && known.span != own,
+        None => false,
+    };
+    if !has_own_work
         && let Some(found) = invocation(own)
         && process::alone_since(task.pid, found.start_ns)
         && parent.is(Rule::Process, &found, own, sandbox_id)
