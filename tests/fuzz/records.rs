@@ -36,7 +36,7 @@ impl Bytes {
         };
         let mut bytes = record::as_bytes(&header).to_vec();
         let mut fixed = match self.kind {
-            3 | 5 | 7 => vec![0; size_of::<Start>()],
+            3 | 5 | 7 | 9 => vec![0; size_of::<Start>()],
             4 | 6 | 8 => vec![0; size_of::<End>()],
             _ => Vec::new(),
         };
@@ -58,7 +58,7 @@ impl Bytes {
 
 pub fn any(all: Vec<Bytes>) {
     // Little room, so that it runs out of it.
-    let config = Config { max_open: 8, remember: 8, settle_ns: 1 << 17, query: true };
+    let config = Config { max_open: 8, remember: 8, settle_ns: 1 << 17, query: true, since_ns: 0 };
     let mut assembler = Assembler::new(config);
     let (mut good, mut bad, mut given) = (0, 0, 0);
     let mut drain = |assembler: &mut Assembler| {
@@ -110,5 +110,6 @@ fn written(found: &record::Record<'_>) -> Vec<u8> {
         Body::InvocationEnd(end) | Body::CallEnd(end) | Body::OpaqueEnd(end) => {
             [header, record::as_bytes(end)].concat()
         }
+        Body::RuntimeReport(report, head) => [header, record::as_bytes(report), head].concat(),
     }
 }

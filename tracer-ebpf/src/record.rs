@@ -37,7 +37,8 @@ pub enum Kind {
     OpaqueStart = 7,
     /// That connection was closed. Fixed part: [`End`].
     OpaqueEnd = 8,
-    /// A runtime that polls for its invocations says how it fares. Fixed part: [`Report`]; tail: the request's head.
+    /// A runtime that polls for its invocations says how it fares. Fixed part: [`Report`]; tail: the request's head, of
+    /// failures with what is behind it.
     RuntimeReport = 9,
 }
 

@@ -238,7 +238,8 @@ mod tests {
 
     #[test]
     fn an_answer_and_the_request_that_ends_it_have_one_id() {
-        let head = |id: &str| format!("HTTP/1.1 200 OK\r\nX: y\r\nlambda-runtime-AWS-request-id:  {id}\r\nDate: now\r\n\r\n");
+        let head =
+            |id: &str| format!("HTTP/1.1 200 OK\r\nX: y\r\nlambda-runtime-AWS-request-id:  {id}\r\nDate: now\r\n\r\n");
         let end = format!("POST /2018-06-01/runtime/invocation/{UUID}/response HTTP/1.1\r\n\r\n");
         assert_eq!(read(&head(UUID)).id, id_of(end.as_bytes()));
         assert_eq!(read(&head("7")).id, [0; 4], "not understood");

@@ -58,43 +58,50 @@ impl Polled {
     }
 }
 
-/// The error type in the head of the request that reports an error.
-pub fn error_type(head: &[u8]) -> Option<Box<str>> {
+/// The error type in the request that reports an error: its head, or the beginning of what is behind it. Some runtimes
+/// say it in a header of its own, others in the error alone, or in what they tell X-Ray (or in a trailer, which goes by
+/// unseen).
+pub fn error_type(request: &[u8]) -> Option<Box<str>> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
-    let mut request = httparse::Request::new(&mut headers);
+    let mut parsed = httparse::Request::new(&mut headers);
     // Also of a head that is cut: what was read before the cut is there.
-    let _ = request.parse(head);
-    let is_type = |header: &&httparse::Header<'_>| header.name.eq_ignore_ascii_case(ERROR_TYPE);
-    request.headers.iter().find(is_type).map(|header| lossy(header.value, TEXT_MAX)).filter(|name| !name.is_empty())
+    let behind = match parsed.parse(request) {
+        Ok(httparse::Status::Complete(len)) => request.get(len..).unwrap_or_default(),
+        _ => &[],
+    };
+    let find = |name: &str| parsed.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
+    let told = find(ERROR_TYPE).map(|header| header.value).filter(|name| !name.is_empty());
+    let in_cause = || find(XRAY_CAUSE).and_then(|header| values(header.value, b"type").next());
+    let name = told.or_else(|| values(behind, b"errorType").next().filter(|name| !name.is_empty())).or_else(in_cause);
+    name.map(|name| lossy(name, TEXT_MAX))
 }
 
 const ERROR_TYPE: &str = "Lambda-Runtime-Function-Error-Type";
+/// What X-Ray is to show of the error, its exceptions first.
+const XRAY_CAUSE: &str = "Lambda-Runtime-Function-Xray-Error-Cause";
 
 /// The `traceparent` in the beginning of an event, if there is just one: as the value of a key of that name, in whatever
 /// case (`{"headers":{"traceparent":"00-…"}}`, as gateways and queues write it). All else in the event is nobody's
 /// business.
 fn carried(event: &[u8]) -> Option<Context> {
-    let mut found = None;
-    let name = traceparent::NAME;
-    let mut at = 0;
-    while let Some(window) = event.get(at..at + name.len() + 2) {
-        let is_key = window[0] == b'"' && window[1..=name.len()].eq_ignore_ascii_case(name) && window[12] == b'"';
-        at += 1;
-        if !is_key {
-            continue;
-        }
-        let rest = event[at + name.len() + 1..].trim_ascii_start();
-        let value = rest.strip_prefix(b":").map(<[u8]>::trim_ascii_start).and_then(|rest| rest.strip_prefix(b"\""));
-        let Some(value) = value.and_then(|value| value.get(..=VALUE_LEN)).filter(|value| value[VALUE_LEN] == b'"')
-        else {
-            continue;
-        };
-        if found.is_some() {
-            return None;
-        }
-        found = Some(traceparent::parse(&value[..VALUE_LEN], 0)?);
+    let mut found = values(event, traceparent::NAME);
+    let (one, more) = (found.next()?, found.next());
+    if more.is_some() || one.len() != VALUE_LEN {
+        return None;
     }
-    found
+    traceparent::parse(one, 0)
+}
+
+/// The texts that are values of a key in the beginning of some JSON. An escaped quote ends them early: no name that is
+/// looked for here has one.
+fn values<'a>(json: &'a [u8], name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+    (0..json.len()).filter_map(move |at| {
+        let (key, rest) = json[at..].strip_prefix(b"\"")?.split_at_checked(name.len())?;
+        let rest = rest.strip_prefix(b"\"").filter(|_| key.eq_ignore_ascii_case(name))?.trim_ascii_start();
+        let value = rest.strip_prefix(b":")?.trim_ascii_start().strip_prefix(b"\"")?;
+        let end = value.iter().position(|byte| *byte == b'"')?;
+        Some(&value[..end])
+    })
 }
 
 #[cfg(test)]
@@ -136,6 +143,12 @@ mod tests {
             Lambda-Runtime-Function-Error-Type: Runtime.ImportModuleError\r\n";
         assert_eq!(error_type(head.as_bytes()).as_deref(), Some("Runtime.ImportModuleError"));
         assert_eq!(error_type(b"POST / HTTP/1.1\r\n\r\n"), None);
+        let body = br#"POST / HTTP/1.1\r\n\r\n{"errorMessage": "x", "errorType": "ValueError", "stackTrace": ["#;
+        let body = String::from_utf8_lossy(body).replace("\\r\\n", "\r\n");
+        assert_eq!(error_type(body.as_bytes()).as_deref(), Some("ValueError"));
+        let cause = "POST / HTTP/1.1\r\n\
+            lambda-runtime-function-xray-error-cause: {\"exceptions\": [{\"message\": \"x\", \"type\": \"KeyError\"}]}\r\n\r\n";
+        assert_eq!(error_type(cause.as_bytes()).as_deref(), Some("KeyError"));
     }
 
     proptest! {

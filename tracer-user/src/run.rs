@@ -320,7 +320,12 @@ impl Flow {
         } else {
             sink::Format::Ndjson
         };
-        let config = Config { settle_ns: output.settle.as_nanos() as u64, query: output.query, since_ns: monotonic_ns(), ..Config::default() };
+        let config = Config {
+            settle_ns: output.settle.as_nanos() as u64,
+            query: output.query,
+            since_ns: monotonic_ns(),
+            ..Config::default()
+        };
         let ring = watch(agent.records()?).context("watch the ring buffer")?;
         let forecast = forecast::live::Live::start(&output.forecast);
         let forecast = forecast.map_err(|error| Refusal::Usage(format!("--forecast-model: {error}")))?;

@@ -22,7 +22,8 @@ pub fn prepare(root: &Path) -> Result<()> {
     node(&functions.join("node"), &cache.join("node")).context("set up the Node.js function")?;
     go(&functions.join("go"), &cache.join("go"), ".").context("build the Go function")?;
     go(&functions.join("lambda/go"), &cache.join("lambda-go"), ".").context("build the Go function for Lambda")?;
-    go(&functions.join("lambda/emulator"), &cache.join("lambda-emulator"), EMULATOR).context("build Lambda's emulator")?;
+    go(&functions.join("lambda/emulator"), &cache.join("lambda-emulator"), EMULATOR)
+        .context("build Lambda's emulator")?;
     rust(&functions.join("lambda/rust"), &cache.join("lambda-rust")).context("build the Rust function for Lambda")
 }
 

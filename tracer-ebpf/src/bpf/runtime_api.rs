@@ -108,6 +108,9 @@ fn polls(scratch: &mut Value<Scratch>, connection: &mut Value<Connection>) {
 /// A runtime's word on how it fares.
 #[inline(always)]
 fn says(scratch: &mut Value<Scratch>, connection: &Connection, what: u64) {
+    if what == report::INIT_FAILED {
+        take_more(scratch);
+    }
     let waits = attribution::only(connection.sandbox).map_or(0, |only| only.context.span_id);
     // Within the run of the process that sends, or the id of that would not be known.
     let began_ns = if connection.pid == 0 { 0 } else { kernel::process_began_ns() };
@@ -117,6 +120,15 @@ fn says(scratch: &mut Value<Scratch>, connection: &Connection, what: u64) {
     report.began_ns = began_ns;
     report.pad = [0; 10];
     scratch.emit(Kind::RuntimeReport, connection.sandbox, connection.pid);
+}
+
+/// Puts what is behind the request's head into the tail too: the error itself says what it is.
+#[inline(always)]
+fn take_more(scratch: &mut Value<Scratch>) {
+    if scratch.cut == 0 {
+        let (from, to) = (scratch.cursor.head_at, scratch.cursor.end);
+        scratch.tail_from_window(from, to.wrapping_sub(from));
+    }
 }
 
 /// Takes a polled invocation, or its delivery, out of its map into `scratch.polled`.
@@ -144,6 +156,7 @@ fn result_begins(scratch: &mut Value<Scratch>, connection: &mut Value<Connection
     connection.ending = scratch.polled;
     connection.ending_failed = u32::from(what == request::ERROR);
     if what == request::ERROR && side == role::CLIENT {
+        take_more(scratch);
         let span = scratch.polled.span;
         let report = scratch.report();
         report.what = report::FAILED;

@@ -8,10 +8,10 @@ use super::{
     Assembler,
     span::{Class, Join, Map, NONE, Span, Tree},
 };
-use crate::polled::Polled;
 use crate::path::{
     Call, Faas, Http, Invocation, JoinedBy, Late, LateType, Line, Node, Path, PathType, SpanId, Time, TraceId, Version,
 };
+use crate::polled::Polled;
 
 /// Most entries of `missing`: a path with thousands of open calls is described, not listed.
 const MISSING_MAX: usize = 8;

@@ -26,7 +26,9 @@ pub(crate) mod trees;
 use std::{collections::VecDeque, sync::Arc};
 
 use slab::Slab;
-use tracer_ebpf::record::{Body, End, Header, Kind, Reason, Record, Rule, START_FIRST, START_POLLED, Start, Tag, decode};
+use tracer_ebpf::record::{
+    Body, End, Header, Kind, Reason, Record, Rule, START_FIRST, START_POLLED, Start, Tag, decode,
+};
 
 use crate::{
     head::{Head, Keep},

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 use tracer_ebpf::{
-    record::{Body, End, Header, Kind, Record, Start, Wire},
+    record::{Body, End, Header, Kind, Record, Report, Start, Wire},
     traceparent::Context,
 };
 
@@ -154,7 +154,7 @@ proptest! {
         let events = shuffle(&world.events, seed);
         let kept = |(index, _): &(usize, &Event)| keep.get(index % keep.len().max(1)).copied().unwrap_or(true);
         let events: Vec<_> = events.iter().enumerate().filter(kept).map(|(_, event)| event.clone()).collect();
-        let config = Config { max_open, remember, settle_ns, query: false };
+        let config = Config { max_open, remember, settle_ns, query: false, since_ns: 0 };
         let (assembler, lines, bytes) = run(&events, config, every, true);
         let totals = assembler.totals();
         prop_assert!(nodes(&lines) as u64 >= totals.reported);
@@ -169,7 +169,7 @@ proptest! {
         max_open in 0..30usize,
         remember in 0..30usize,
     ) {
-        let config = Config { max_open, remember, settle_ns: 3, query: true };
+        let config = Config { max_open, remember, settle_ns: 3, query: true, since_ns: 0 };
         let mut assembler = Assembler::new(config);
         let mut lines = Vec::new();
         for (index, (header, body)) in records.iter().enumerate() {
@@ -223,7 +223,7 @@ fn hostile() -> impl Strategy<Value = (Header, Body<'static>)> {
             live: 1,
         },
     );
-    let end = (0..4u64, 0..6u64, 0..3u32, any::<u64>(), any::<u16>(), 0..7u8).prop_map(
+    let end = (0..4u64, 0..6u64, 0..3u32, any::<u64>(), any::<u16>(), 0..9u8).prop_map(
         |(conn, span, sequence, first_byte_ns, status, reason)| End {
             conn,
             span,
@@ -237,7 +237,7 @@ fn hostile() -> impl Strategy<Value = (Header, Body<'static>)> {
         },
     );
     let at = prop_oneof![0..50u64, Just(0), Just(u64::MAX)];
-    (at, 0..3u64, 1..9u16, start, end, heads).prop_map(|(at_ns, sandbox, kind, start, end, head)| {
+    (at, 0..3u64, 1..10u16, start, end, heads).prop_map(|(at_ns, sandbox, kind, start, end, head)| {
         let header = Header { at_ns, sandbox, kind, tail_len: head.len() as u16, pid: 1 };
         let body = match Kind::from_u16(kind).unwrap() {
             Kind::SandboxBorn => Body::SandboxBorn(head),
@@ -248,6 +248,10 @@ fn hostile() -> impl Strategy<Value = (Header, Body<'static>)> {
             Kind::CallEnd => Body::CallEnd(end),
             Kind::OpaqueStart => Body::OpaqueStart(start),
             Kind::OpaqueEnd => Body::OpaqueEnd(end),
+            Kind::RuntimeReport => {
+                let report = Report { what: end.sequence.into(), span: end.span, began_ns: at_ns, pad: [0; 10] };
+                Body::RuntimeReport(report, head)
+            }
         };
         (header, body)
     })
