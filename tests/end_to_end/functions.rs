@@ -109,6 +109,23 @@ impl Function {
         function
     }
 
+    /// Starts any other program that listens on `PORT` and waits until it answers. `program` may say why it is not to be
+    /// had here.
+    #[allow(dead_code, reason = "the truth bench starts its functions by it")]
+    pub fn start_program(
+        slice: &Slice,
+        name: &str,
+        host: IpAddr,
+        program: impl FnOnce(SocketAddr) -> Result<Command, String>,
+    ) -> Result<Self, String> {
+        let address = free_address(host);
+        let mut command = program(address)?;
+        command.env("PORT", address.port().to_string());
+        let mut function = Self::enter(slice, slice.sandbox(name), command, address);
+        function.wait();
+        Ok(function)
+    }
+
     fn enter(slice: &Slice, sandbox: Sandbox, mut command: Command, address: SocketAddr) -> Self {
         let log = slice.files().join(format!("{}.log", sandbox.name()));
         let file = File::create(&log).unwrap();

@@ -67,8 +67,18 @@ fn option(socket: i32, level: i32, name: i32, value: i32) {
 }
 
 fn socket() -> OwnedFd {
-    // SAFETY: a new descriptor, owned at once.
-    unsafe { OwnedFd::from_raw_fd(libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0)) }
+    socket_of(0).unwrap()
+}
+
+/// A stream socket of a protocol that this kernel may not have.
+fn socket_of(protocol: i32) -> std::io::Result<OwnedFd> {
+    // SAFETY: takes no pointers.
+    let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, protocol) };
+    if socket < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: a new descriptor that nobody else has.
+    Ok(unsafe { OwnedFd::from_raw_fd(socket) })
 }
 
 /// Sends all of `bytes` on a non-blocking socket, in pieces of `piece`, as an event loop does.
@@ -128,6 +138,19 @@ fn helper() {
         "large" => {
             let requests = large();
             let mut stream = connect(port);
+            for bytes in requests {
+                stream.write_all(&bytes).unwrap();
+                read_answer(&mut stream);
+            }
+        }
+        "mptcp" => {
+            let requests = large();
+            let socket = socket_of(libc::IPPROTO_MPTCP).unwrap();
+            let to = address(port);
+            // SAFETY: a pointer to a live value, with its length.
+            let failed = unsafe { libc::connect(socket.as_raw_fd(), (&raw const to).cast(), 16) };
+            assert_eq!(failed, 0, "{}", std::io::Error::last_os_error());
+            let mut stream = TcpStream::from(socket);
             for bytes in requests {
                 stream.write_all(&bytes).unwrap();
                 read_answer(&mut stream);
@@ -335,6 +358,37 @@ fn large_messages_with_long_heads_arrive() {
     let requests = large();
     let (tags, _agent) = arrives("large", listen(), &requests, false);
     assert!(tags > requests.len() / 2, "{tags} tags");
+}
+
+/// A listener for MPTCP, if the kernel has it: `/proc/sys/net/mptcp/enabled`.
+fn listen_mptcp() -> std::io::Result<(TcpListener, u16)> {
+    let socket = socket_of(libc::IPPROTO_MPTCP)?;
+    let to = address(0);
+    // SAFETY: a pointer to a live value, with its length.
+    let failed = unsafe {
+        libc::bind(socket.as_raw_fd(), (&raw const to).cast(), 16) != 0 || libc::listen(socket.as_raw_fd(), 8) != 0
+    };
+    assert!(!failed, "{}", std::io::Error::last_os_error());
+    let listener = TcpListener::from(socket);
+    let port = listener.local_addr()?.port();
+    Ok((listener, port))
+}
+
+#[test]
+fn mptcp_is_left_alone_and_seen_all_the_same() {
+    let requests = large();
+    // With a server that speaks it, and with one that does not: then it is TCP, but for the system calls' way to it.
+    let listeners = match listen_mptcp() {
+        Ok(speaks_it) => [speaks_it, listen()],
+        Err(error) => return eprintln!("NOT RUN: this kernel has no MPTCP: {error}"),
+    };
+    for listener in listeners {
+        let (tags, agent) = arrives("mptcp", listener, &requests, false);
+        assert_eq!(tags, 0, "its bytes pass the send hook by");
+        let finished = agent.stop();
+        let calls = finished.lines.iter().filter(|line| line["type"] == "path").count();
+        assert_eq!(calls, requests.len(), "{}", finished.stats());
+    }
 }
 
 fn lowat() -> Vec<Vec<u8>> {

@@ -50,7 +50,7 @@ impl Runtime {
         let file = match self {
             Self::Python => cache.join("lambda-python/venv/bin/python"),
             Self::Go => cache.join("lambda-go/function"),
-            Self::Rust => cache.join("lambda-rust/target/debug/fntrace-lambda-function"),
+            Self::Rust => cache.join("lambda-rust/release/fntrace-lambda-function"),
         };
         let mut command = vec![prepared(file).to_str().unwrap().to_owned()];
         if self == Self::Python {
@@ -70,7 +70,7 @@ impl Emulated {
         let (address, api) = (free_address(Ipv4Addr::LOCALHOST.into()), free_address(Ipv4Addr::LOCALHOST.into()));
         let log = slice.files().join(format!("{}.log", sandbox.name()));
         let file = File::create(&log).unwrap();
-        let mut emulator = Command::new(prepared(source().join(".cache/lambda-emulator/function")));
+        let mut emulator = Command::new(prepared(source().join(".cache/lambda-emulator/emulator")));
         emulator
             .args(["--runtime-interface-emulator-address", &address.to_string()])
             .args(["--runtime-api-address", &api.to_string()])
@@ -347,7 +347,7 @@ fn errors_exits_and_time_outs_are_named() {
     for runtime in [Runtime::Python, Runtime::Go, Runtime::Rust] {
         let slice = Slice::new();
         let agent = Agent::start(&slice);
-        let emulated = Emulated::start_as(&slice, &runtime.command("handler.handle"), "1");
+        let emulated = Emulated::start_as(&slice, &runtime.command("handler.handle"), "5");
         let failed = emulated.invoke(&json!({"fail": true}), &[]);
         let word = failed["errorType"].as_str().unwrap_or_else(|| panic!("{runtime:?}: {failed}")).to_owned();
         emulated.invoke(&json!({"exit": true}), &[]);

@@ -20,6 +20,7 @@ mod functions;
 mod harness;
 mod hostile;
 mod lambda;
+mod leaving;
 mod life;
 mod paths;
 mod sandbox;

@@ -247,11 +247,16 @@ fn concurrent_invocations_of_a_threaded_server_are_never_mixed_up() {
                 assert_eq!(traced.parent, None, "nobody is the parent of {key}, says {call}");
                 unattributed += 1;
             }
-            _ => assert_eq!(traced.parent, known.parent, "the parent of {key}"),
+            // A guess, and said to be one.
+            Some(call) if call["parent_by"] == "inferred" => {
+                assert!(call["probability"].as_f64().is_some_and(|p| (0.5..=1.0).contains(&p)), "{call}");
+                unattributed += 1;
+            }
+            _ => assert_eq!(traced.parent, known.parent, "the parent of {key}: {:?}", traced.call),
         }
     }
     let calls = truth.len() - answers.len();
-    assert!(unattributed * 10 <= calls, "{unattributed} of {calls} calls have no parent");
+    assert!(unattributed * 10 <= calls, "{unattributed} of {calls} calls have no parent, or a guess");
     truth::assert_counts(&agent.stop());
 }
 

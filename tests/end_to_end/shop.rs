@@ -96,7 +96,9 @@ impl Shop {
                 "{path:#}"
             );
             assert_eq!(root["children"].as_array().unwrap().len(), 1, "{path:#}");
-            assert_eq!(call["parent_by"], "exclusive", "{path:#}");
+            // Shortly after another one, something of that might still have called: then it is said to be likely only.
+            let likely = call["parent_by"] == "inferred" && call["probability"].as_f64().is_some_and(|p| p >= 0.9);
+            assert!(call["parent_by"] == "exclusive" || likely, "{path:#}");
             assert_eq!(call["tag"] == "injected", joined_by == JoinedBy::Tag, "{path:#}");
             let callees = call["children"].as_array().unwrap();
             let sandbox = |node: &Value, name: &str| node["sandbox"].as_str().unwrap().contains(&format!("/{name}-"));

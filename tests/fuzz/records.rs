@@ -58,7 +58,7 @@ impl Bytes {
 
 pub fn any(all: Vec<Bytes>) {
     // Little room, so that it runs out of it.
-    let config = Config { max_open: 8, remember: 8, settle_ns: 1 << 17, query: true, since_ns: 0 };
+    let config = Config { max_open: 8, remember: 8, settle_ns: 1 << 17, query: true, ..Config::default() };
     let mut assembler = Assembler::new(config);
     let (mut good, mut bad, mut given) = (0, 0, 0);
     let mut drain = |assembler: &mut Assembler| {

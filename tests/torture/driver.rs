@@ -253,6 +253,10 @@ impl Torture {
             total.slow,
             total.slow_before
         );
+        eprintln!(
+            "torture: of {} long messages of clients without TCP_NODELAY {} waited, {} without an agent",
+            total.long, total.long_slow, total.long_slow_before
+        );
         eprintln!("torture: known, on repaired sockets: {} ends not told as a reset", total.not_reset);
         assert!(total.failures.is_empty(), "{} failures: {:#?}", total.failures.len(), total.failures.first());
         assert!(total.stalls.is_empty(), "stalls (seed, turn): {:?}", total.stalls);

@@ -17,7 +17,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use crate::{
     plan::{self, Family, Place, Plan, Side},
     receiving::{End, Waiting, receive},
-    sending,
+    sending::{self, Borrowed},
     stream::Stream,
     sys,
 };
@@ -183,10 +183,8 @@ fn connected(plan: &Plan, world: &World, gate: Option<&Gate>, outcome: &mut Outc
         outcome.times.push(start.elapsed());
         outcome.bytes += turn.bytes.len();
         result = match (sent, received) {
-            (Ok(sends), Ok(())) => {
-                if sends > 0 {
-                    outcome.log.push(completions(from, sends));
-                }
+            (Ok(borrowed), Ok(())) => {
+                outcome.log.extend(given_back(from, borrowed));
                 Ok(())
             }
             (Err(sent), Err(received)) => Err(format!("{sent}; {received}")),
@@ -215,7 +213,7 @@ fn one_turn(
     (at, turn): (usize, &plan::Turn),
     (from, to): Ends<'_>,
     (stream, log): (&mut Stream, &mut Vec<String>),
-) -> (Result<usize, String>, Result<(), String>) {
+) -> (Result<Borrowed, String>, Result<(), String>) {
     let sent = AtomicBool::new(false);
     let waiting = Waiting { sent: &sent, time: if gate.is_some() { 2 * TIME } else { TIME } };
     let pause = plan.pause();
@@ -245,17 +243,28 @@ fn one_turn(
     })
 }
 
-/// How many MSG_ZEROCOPY sends are reported to be done: as many as there were, and not one more.
-fn completions(end: &End, sends: usize) -> String {
-    let deadline = Instant::now() + Duration::from_millis(300);
-    let mut done = 0;
-    while done < sends && Instant::now() < deadline {
+/// How many zero-copy sends are reported to be done: as many as there were, and not one more.
+///
+/// Not part of the turn's time: the memory is held until the other side acknowledges what it has, which it may put off.
+fn given_back(end: &End, borrowed: Borrowed) -> Vec<String> {
+    let mut log = Vec::new();
+    if borrowed.flagged > 0 {
+        let deadline = Instant::now() + Duration::from_millis(300);
+        let mut done = 0;
+        while done < borrowed.flagged && Instant::now() < deadline {
+            done += sys::zerocopy_completions(end.fd());
+            thread::sleep(Duration::from_micros(200));
+        }
+        thread::sleep(Duration::from_millis(1));
         done += sys::zerocopy_completions(end.fd());
-        thread::sleep(Duration::from_micros(200));
+        log.push(format!("{done} of {} zero-copy sends are done", borrowed.flagged));
     }
-    thread::sleep(Duration::from_millis(1));
-    done += sys::zerocopy_completions(end.fd());
-    format!("{done} of {sends} zero-copy sends are done")
+    if !borrowed.rings.is_empty() {
+        let sends = borrowed.rings.len();
+        let done = borrowed.rings.into_iter().filter_map(|memory| memory.becomes_free().then_some(())).count();
+        log.push(format!("{done} of {sends} zero-copy sends of io_uring are done"));
+    }
+    log
 }
 
 /// What the other side of a connection that ends sees.

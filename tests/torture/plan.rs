@@ -8,7 +8,7 @@ use std::{
 use crate::{
     content::{self, Answer, Forwarded, Request},
     random::Random,
-    stream::{Site, SiteKind, show},
+    stream::{Site, SiteKind, TAG, show},
 };
 
 /// Whether the clients' sockets are enrolled. Then the kernel refuses io_uring's zero-copy sends (include/net/sock.h,
@@ -123,6 +123,8 @@ pub struct Turn {
     pub receive: Receive,
     /// Whether nothing in TCP itself makes this turn wait (Nagle's algorithm with the delayed acknowledgement).
     pub prompt: bool,
+    /// Whether only its length may make it wait.
+    pub long: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -326,12 +328,25 @@ impl Plan {
                 way => way,
             };
         }
+        if pieces.iter().any(|piece| piece.way == Way::UringZerocopy) {
+            // The kernel refuses it beside the other (net/core/skbuff.c, msg_zerocopy_realloc).
+            pieces.iter_mut().filter(|piece| piece.way == Way::Zerocopy).for_each(|piece| piece.way = Way::Send);
+        }
         let mut receive = RECEIVES[r.below(RECEIVES.len())];
         if self.tiny_buffers {
             receive = [Receive::Slow, Receive::Edge, Receive::Level, Receive::Plain][r.below(4)];
         }
         let waits = bytes.len() > 16_000 || pieces.iter().any(|piece| piece.way == Way::Nonblocking);
         if receive == Receive::Fionread && waits {
+            receive = Receive::Plain;
+        }
+        // What Nagle's algorithm holds back may be as long as the tag; then FIONREAD says early that all is there.
+        let mut held = 0;
+        let like_a_tag = pieces.iter().rev().any(|piece| {
+            held += piece.len;
+            held.is_multiple_of(TAG)
+        });
+        if receive == Receive::Fionread && from == Side::Client && like_a_tag {
             receive = Receive::Plain;
         }
         // What the agent warns of where it needs the repair: these may wait for bytes that are there.
@@ -343,11 +358,14 @@ impl Plan {
         let (last, but_last) = pieces.split_last().unwrap();
         let more =
             but_last.iter().all(|piece| matches!(piece.way, Way::SendMore | Way::SendmsgMore)) && last.is_one_message();
-        // A corked segment of an enrolled socket has room for seventeen pages, begun or whole (net/core/skbuff.c,
-        // skb_splice_from_iter), and may end before it is full: Nagle's algorithm holds the last one back then.
-        let cut = ENROLLED.load(Ordering::Relaxed) && from == Side::Client && bytes.len() > 40_000;
-        let single = pieces.len() == 1 && pieces[0].way != Way::Thread;
-        let prompt = (self.nodelay || (alternates && (cork || more) && (single || !cut))) && !self.tiny_buffers;
+        // A segment is never longer than half of the largest window that the other side has offered (net/ipv4/tcp.c,
+        // tcp_bound_to_half_wnd): on loopback that is 32,741 bytes at first, and grows to 65,483. What was cut before the
+        // window grew may be short when it leaves, and then Nagle's algorithm holds the last segment back. The same
+        // where a corked segment ends early, for it has room for seventeen pages, begun or whole.
+        let cut = bytes.len() > 32_000;
+        let at_once = alternates && (cork || more);
+        let prompt = (self.nodelay || (at_once && !cut)) && !self.tiny_buffers;
+        let long = at_once && cut && !self.nodelay && !self.tiny_buffers;
         // Only a head that leaves in one piece and begins one is tagged.
         let whole = pieces.len() == 1 && matches!(pieces[0].way, Way::Write | Way::Send | Way::Sendmsg);
         if !whole || self.tiny_buffers || self.zero_copy || bytes.len() > 60_000 {
@@ -357,7 +375,7 @@ impl Plan {
                 }
             }
         }
-        self.turns.push(Turn { from, bytes, sites, pieces, cork, receive, prompt });
+        self.turns.push(Turn { from, bytes, sites, pieces, cork, receive, prompt, long });
     }
 
     /// Where the connection stands still until the agent has come: a turn and a piece.
@@ -423,12 +441,12 @@ impl fmt::Display for Plan {
             self.pause()
         )?;
         for (at, turn) in turns.iter().enumerate() {
-            let Turn { from, bytes, sites, pieces, cork, receive, prompt } = turn;
+            let Turn { from, bytes, sites, pieces, cork, receive, prompt, long } = turn;
             let shown: Vec<String> =
                 pieces.iter().take(12).map(|piece| format!("{:?} {}", piece.way, piece.len)).collect();
             writeln!(
                 f,
-                "  {at} {from:?} {} bytes, cork {cork}, prompt {prompt}, {} pieces {shown:?}, read {receive:?}, \
+                "  {at} {from:?} {} bytes, cork {cork}, prompt {prompt}, long {long}, {} pieces {shown:?}, read {receive:?}, \
                  sites {:?}: {}",
                 bytes.len(),
                 pieces.len(),

@@ -132,7 +132,7 @@ pub fn receive(
             Receive::Uring => {
                 let entry = opcode::Recv::new(Fd(end.fd()), some.as_mut_ptr(), some.len() as u32).build();
                 // SAFETY: the buffer outlives the call, and what takes longer is cancelled.
-                unsafe { ring::run(entry, waiting.time) }
+                unsafe { ring::run(entry, waiting.time) }.map(|(len, _)| len)
             }
             Receive::Slow => {
                 thread::sleep(Duration::from_micros(300));

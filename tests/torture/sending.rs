@@ -19,25 +19,34 @@ use crate::{
 /// How long a send buffer may stay full.
 const FULL: Duration = Duration::from_secs(8);
 
-/// Sends a turn; `before` is called before each piece. How many times MSG_ZEROCOPY was used.
-pub fn send(socket: &TcpStream, turn: &Turn, before: impl Fn(usize)) -> Result<usize, String> {
+/// What was sent without a copy: the kernel tells later that it is done with the memory.
+#[derive(Debug, Default)]
+pub struct Borrowed {
+    /// How many times MSG_ZEROCOPY was used.
+    pub flagged: usize,
+    /// One for each of io_uring's.
+    pub rings: Vec<ring::Memory>,
+}
+
+/// Sends a turn; `before` is called before each piece.
+pub fn send(socket: &TcpStream, turn: &Turn, before: impl Fn(usize)) -> Result<Borrowed, String> {
     let fd = socket.as_raw_fd();
     let cork = |on| sys::set(fd, libc::IPPROTO_TCP, libc::TCP_CORK, on).map_err(|error| format!("cork: {error}"));
     if turn.cork {
         cork(1)?;
     }
-    let (mut from, mut zerocopies) = (0, 0);
+    let (mut from, mut borrowed) = (0, Borrowed::default());
     for (at, piece) in turn.pieces.iter().enumerate() {
         before(at);
         let bytes = &turn.bytes[from..from + piece.len];
-        zerocopies += one(socket, *piece, bytes)
+        one(socket, *piece, bytes, &mut borrowed)
             .map_err(|error| format!("piece {at}, {:?} of {}: {error}", piece.way, piece.len))?;
         from += piece.len;
     }
     if turn.cork {
         cork(0)?;
     }
-    Ok(zerocopies)
+    Ok(borrowed)
 }
 
 /// A blocking send takes all of it.
@@ -48,19 +57,7 @@ fn whole(taken: usize, bytes: &[u8]) -> io::Result<()> {
     Err(io::Error::other(format!("said to have taken {taken} of {} bytes", bytes.len())))
 }
 
-fn one(socket: &TcpStream, piece: Piece, bytes: &[u8]) -> io::Result<usize> {
-    if piece.way != Way::Zerocopy {
-        return other(socket, piece, bytes).map(|()| 0);
-    }
-    let (mut at, mut sends) = (0, 0);
-    while at < bytes.len() {
-        at += sys::send(socket.as_raw_fd(), &bytes[at..], libc::MSG_ZEROCOPY)?;
-        sends += 1;
-    }
-    Ok(sends)
-}
-
-fn other(socket: &TcpStream, piece: Piece, bytes: &[u8]) -> io::Result<()> {
+fn one(socket: &TcpStream, piece: Piece, bytes: &[u8], borrowed: &mut Borrowed) -> io::Result<()> {
     let fd = socket.as_raw_fd();
     match piece.way {
         Way::Write => whole((&*socket).write(bytes)?, bytes),
@@ -88,9 +85,19 @@ fn other(socket: &TcpStream, piece: Piece, bytes: &[u8]) -> io::Result<()> {
         Way::Nonblocking => nonblocking(fd, bytes),
         Way::Thread => two_threads(fd, bytes),
         Way::Fork => sys::write_in_child(fd, bytes),
-        Way::Uring => uring(bytes, |rest| opcode::Send::new(Fd(fd), rest.as_ptr(), rest.len() as u32).build()),
-        Way::UringZerocopy | Way::Zerocopy => {
-            uring(bytes, |rest| opcode::SendZc::new(Fd(fd), rest.as_ptr(), rest.len() as u32).build())
+        Way::Zerocopy => {
+            let mut at = 0;
+            while at < bytes.len() {
+                at += sys::send(fd, &bytes[at..], libc::MSG_ZEROCOPY)?;
+                borrowed.flagged += 1;
+            }
+            Ok(())
+        }
+        Way::Uring => {
+            uring(bytes, borrowed, |rest| opcode::Send::new(Fd(fd), rest.as_ptr(), rest.len() as u32).build())
+        }
+        Way::UringZerocopy => {
+            uring(bytes, borrowed, |rest| opcode::SendZc::new(Fd(fd), rest.as_ptr(), rest.len() as u32).build())
         }
     }
 }
@@ -175,14 +182,16 @@ fn two_threads(fd: RawFd, bytes: &[u8]) -> io::Result<()> {
     })
 }
 
-fn uring(bytes: &[u8], entry: impl Fn(&[u8]) -> squeue::Entry) -> io::Result<()> {
+fn uring(bytes: &[u8], borrowed: &mut Borrowed, entry: impl Fn(&[u8]) -> squeue::Entry) -> io::Result<()> {
     let mut at = 0;
     while at < bytes.len() {
         // SAFETY: the bytes are the plan's, which outlives the connection.
-        match unsafe { ring::run(entry(&bytes[at..]), FULL)? } {
-            0 => return Err(io::Error::other("io_uring took nothing")),
-            taken => at += taken,
+        let (taken, memory) = unsafe { ring::run(entry(&bytes[at..]), FULL)? };
+        if taken == 0 {
+            return Err(io::Error::other("io_uring took nothing"));
         }
+        at += taken;
+        borrowed.rings.extend(memory);
     }
     Ok(())
 }

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     execute::{Gate, Outcome, World, listener, run, socket},
-    plan::{ENROLLED, End, Plan, REPAIRED},
+    plan::{ENROLLED, End, Plan, REPAIRED, Side, Turn},
 };
 
 /// Where the control socket is.
@@ -78,6 +78,10 @@ pub struct Report {
     /// Turns over the limit: those that Nagle's algorithm may hold up, with and without the agent.
     pub slow: usize,
     pub slow_before: usize,
+    /// Of those the clients' that only their length may make wait: how many there were, and how many took long.
+    pub long: usize,
+    pub long_slow: usize,
+    pub long_slow_before: usize,
     pub worst_ms: u64,
     /// A known difference, see `compare`.
     pub not_reset: usize,
@@ -103,6 +107,9 @@ impl Report {
         self.plain_tagged += other.plain_tagged;
         self.slow += other.slow;
         self.slow_before += other.slow_before;
+        self.long += other.long;
+        self.long_slow += other.long_slow;
+        self.long_slow_before += other.long_slow_before;
         self.worst_ms = self.worst_ms.max(other.worst_ms);
         self.not_reset += other.not_reset;
         self.failures.extend(other.failures);
@@ -306,10 +313,16 @@ impl Worker {
         }
         let mut slow = Vec::new();
         for (at, (time, before)) in outcome.times.iter().zip(&base.times).enumerate() {
-            let prompt = plan.turns[at].prompt;
+            let Turn { prompt, long, from, .. } = plan.turns[at];
+            let (now_slow, then_slow) = (usize::from(*time >= STALL), usize::from(*before >= STALL));
             if !prompt {
-                report.slow += usize::from(*time >= STALL);
-                report.slow_before += usize::from(*before >= STALL);
+                report.slow += now_slow;
+                report.slow_before += then_slow;
+            }
+            if long && from == Side::Client {
+                report.long += 1;
+                report.long_slow += now_slow;
+                report.long_slow_before += then_slow;
             }
             let limit = if prompt { STALL } else { *before + Duration::from_secs(1) };
             if *time >= limit && *before < limit {

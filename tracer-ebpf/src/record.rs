@@ -232,7 +232,10 @@ pub const START_HEAD_CUT: u8 = 8;
 /// [`Start::flags`]: the first request that this agent saw the sandbox receive.
 pub const START_FIRST: u8 = 16;
 /// [`Start::flags`]: the invocation is the answer to a poll; [`Start::sequence`] is that of the answer's first byte.
-pub const START_POLLED: u8 = 32;
+pub const START_POLLED: u8 = 64;
+/// [`Start::flags`]: the rule is not certain here, and [`Start::trust`] says how likely it is right. Threads of this sandbox
+/// have been seen to work for another than the one that they read last, or work may have been left from before.
+pub const START_WEAK: u8 = 32;
 
 /// What every record begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -294,6 +297,10 @@ pub struct Start {
     /// How many invocations were live in the sandbox at this moment, 255 for more; a connection on which requests may be
     /// at work that are not known counts as one.
     pub live: u8,
+    /// With [`START_WEAK`]: how likely the parent is the right one, of 255.
+    pub trust: u8,
+    #[doc(hidden)]
+    pub pad: [u8; 7],
 }
 
 /// The response to a [`Start`], matched by `conn` and `sequence`.
@@ -341,14 +348,14 @@ pub struct Report {
     /// When the runtime's process began, CLOCK_MONOTONIC in ns.
     pub began_ns: u64,
     #[doc(hidden)]
-    pub pad: [u64; 10],
+    pub pad: [u64; 11],
 }
 
 // The tail lies behind the longest fixed part there is.
 const _: () = assert!(size_of::<Report>() == size_of::<Start>());
 const _: () = assert!(size_of::<Header>() == 24);
 const _: () = assert!(size_of::<Wire>() == 48);
-const _: () = assert!(size_of::<Start>() == 8 + 32 + 8 + 48 + 8);
+const _: () = assert!(size_of::<Start>() == 8 + 32 + 8 + 48 + 16);
 const _: () = assert!(size_of::<End>() == 40);
 
 /// A record as user space reads it.
@@ -451,6 +458,8 @@ mod tests {
             rule: Rule::Exclusive as u8,
             tag: Tag::Injected as u8,
             live: 1,
+            trust: 0,
+            pad: [0; 7],
         };
         let header = Header { at_ns: 1, sandbox: 2, kind: Kind::CallStart as u16, tail_len: 5, pid: 9 };
         let bytes = [as_bytes(&header), as_bytes(&start), b"GET /"].concat();

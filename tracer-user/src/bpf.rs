@@ -294,8 +294,9 @@ unsafe impl Attr for ById {}
 fn by_id(command: bpf_cmd, id: u32) -> io::Result<Option<OwnedFd>> {
     match bpf(command, &mut ById { id, ..ById::default() }) {
         Ok(fd) => Ok(Some(owned(fd))),
-        // It went away since it was listed.
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        // It went away since it was listed; or it is a link that is still being made (kernel/bpf/syscall.c,
+        // bpf_link_by_id), which the list of ids already has.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EAGAIN)) => Ok(None),
         Err(error) => Err(error),
     }
 }

@@ -97,6 +97,16 @@ pub struct Output {
     #[command(flatten)]
     pub forecast: forecast::live::Args,
 
+    /// Least probability with which a call that no rule could place is shown under an invocation; below it the call is a
+    /// path of its own. 1: infer nothing, and wait for nothing.
+    #[arg(long, value_name = "P", default_value_t = 0.5, value_parser = probability)]
+    pub infer_min: f64,
+
+    /// Also rank calls of which the kernel half knows nothing, or little, by their timing over the whole record. Right for
+    /// functions that call at steady delays; on a busy event loop it is often wrong, whatever probability it states.
+    #[arg(long)]
+    pub infer_by_timing: bool,
+
     /// Print the query string of request targets. It may hold secrets.
     #[arg(long)]
     pub query: bool,
@@ -129,6 +139,12 @@ pub enum Tagging {
 fn map_entries(text: &str) -> Result<(String, u32)> {
     let (name, entries) = text.split_once('=').context("NAME=N")?;
     Ok((name.to_owned(), entries.parse()?))
+}
+
+fn probability(text: &str) -> Result<f64> {
+    let p: f64 = text.parse()?;
+    anyhow::ensure!((0.0..=1.0).contains(&p), "from 0 to 1");
+    Ok(p)
 }
 
 fn at_least_100ms(text: &str) -> Result<Duration> {
@@ -324,6 +340,8 @@ impl Flow {
             settle_ns: output.settle.as_nanos() as u64,
             query: output.query,
             since_ns: monotonic_ns(),
+            infer_min: output.infer_min,
+            infer_by_timing: output.infer_by_timing,
             ..Config::default()
         };
         let ring = watch(agent.records()?).context("watch the ring buffer")?;

@@ -18,13 +18,35 @@ pub fn prepare(root: &Path) -> Result<()> {
     fs::create_dir_all(&cache).with_context(|| format!("make {}", cache.display()))?;
     machine()?;
     python(&functions.join("python"), &cache.join("python")).context("set up the Python function")?;
-    python(&functions.join("lambda/python"), &cache.join("lambda-python")).context("set up awslambdaric")?;
     node(&functions.join("node"), &cache.join("node")).context("set up the Node.js function")?;
-    go(&functions.join("go"), &cache.join("go"), ".").context("build the Go function")?;
-    go(&functions.join("lambda/go"), &cache.join("lambda-go"), ".").context("build the Go function for Lambda")?;
-    go(&functions.join("lambda/emulator"), &cache.join("lambda-emulator"), EMULATOR)
+    go(&functions.join("go"), &["main.go"], &[(".", "function")], &cache.join("go"))
+        .context("build the Go function")?;
+    let packages = [("./callee", "callee"), ("./function", "function")];
+    let inputs = ["go.sum", "callee/main.go", "function/main.go"];
+    go(&functions.join("edges/go"), &inputs, &packages, &cache.join("edges/go"))
+        .context("build the Go edges function")?;
+    lambda(&functions.join("lambda"), &cache)
+}
+
+/// Functions for AWS Lambda, and AWS's own stand-in for it.
+fn lambda(source: &Path, cache: &Path) -> Result<()> {
+    python(&source.join("python"), &cache.join("lambda-python")).context("set up awslambdaric")?;
+    go(&source.join("go"), &["go.sum", "main.go"], &[(".", "function")], &cache.join("lambda-go"))
+        .context("build the Go function for Lambda")?;
+    go(&source.join("emulator"), &["go.sum", "tools.go"], &[(EMULATOR, "emulator")], &cache.join("lambda-emulator"))
         .context("build Lambda's emulator")?;
-    rust(&functions.join("lambda/rust"), &cache.join("lambda-rust")).context("build the Rust function for Lambda")
+    rust(&source.join("rust"), &cache.join("lambda-rust")).context("build the Rust function for Lambda")
+}
+
+/// Installs and builds what only `cargo xtask edges` needs on top: its functions in Rust and Java.
+pub fn prepare_edges(root: &Path) -> Result<()> {
+    let source = root.join("tests/functions/edges");
+    let cache = root.join("tests/functions/.cache/edges");
+    if find("javac").is_none() {
+        command::install(&["default-jdk-headless"]).context("install what the Java function is built with")?;
+    }
+    java(&source.join("java"), &cache.join("java")).context("build the Java function")?;
+    rust(&source.join("rust"), &cache.join("rust")).context("build the Rust function")
 }
 
 /// AWS's own stand-in for Lambda.
@@ -96,38 +118,51 @@ fn node(source: &Path, cache: &Path) -> Result<()> {
     stamp.set()
 }
 
-/// One binary of a package, with its dependencies as `go.sum` says.
-fn go(source: &Path, cache: &Path, package: &str) -> Result<()> {
-    let files: Vec<PathBuf> = ["go.mod", "go.sum", "main.go"].map(|name| source.join(name)).into();
-    let files: Vec<&Path> = files.iter().map(PathBuf::as_path).filter(|file| file.exists()).collect();
-    let stamp = Stamp::new(cache, &["go", "version"], &files)?;
+/// A binary of each package, in the module whose `go.mod` is in `source`.
+fn go(source: &Path, inputs: &[&str], packages: &[(&str, &str)], cache: &Path) -> Result<()> {
+    let files: Vec<_> = ["go.mod"].iter().chain(inputs).map(|name| source.join(name)).collect();
+    let stamp = Stamp::new(cache, &["go", "version"], &files.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
     if stamp.is_fresh() {
         return Ok(());
     }
-    eprintln!("xtask: the Go program {package} of {}, into {}", source.display(), cache.display());
+    eprintln!("xtask: functions in Go, into {}", cache.display());
     stamp.clear()?;
-    run(Command::new("go")
-        // Without -buildvcs=false the build fails where git does not trust the owner of the work tree.
-        .args(["build", "-trimpath", "-buildvcs=false", "-o"])
-        .arg(cache.join("function"))
-        .arg(package)
-        .current_dir(source)
-        .env("GOFLAGS", "-mod=readonly")
-        .env("GOTOOLCHAIN", "local")
-        .env("CGO_ENABLED", "0"))?;
+    for (package, binary) in packages {
+        run(Command::new("go")
+            // Without -buildvcs=false the build fails where git does not trust the owner of the work tree.
+            .args(["build", "-trimpath", "-buildvcs=false", "-o"])
+            .arg(cache.join(binary))
+            .arg(package)
+            .current_dir(source)
+            .env("GOTOOLCHAIN", "local")
+            .env("CGO_ENABLED", "0"))?;
+    }
     stamp.set()
 }
 
-/// One binary, with its dependencies as `Cargo.lock` says.
-fn rust(source: &Path, cache: &Path) -> Result<()> {
-    let files = ["Cargo.toml", "Cargo.lock", "src/main.rs"].map(|name| source.join(name));
-    let stamp = Stamp::new(cache, &["rustc", "--version"], &[&files[0], &files[1], &files[2]])?;
+/// Classes that any JDK from 17 on runs.
+fn java(source: &Path, cache: &Path) -> Result<()> {
+    let file = source.join("Function.java");
+    let stamp = Stamp::new(cache, &["javac", "--version"], &[&file])?;
     if stamp.is_fresh() {
         return Ok(());
     }
-    eprintln!("xtask: the Rust function for Lambda, into {}", cache.display());
+    eprintln!("xtask: the function in Java, into {}", cache.display());
     stamp.clear()?;
-    run(command::cargo(source).args(["build", "--quiet", "--locked", "--target-dir"]).arg(cache.join("target")))?;
+    run(Command::new("javac").args(["--release", "17", "-d"]).arg(cache).arg(&file))?;
+    stamp.set()
+}
+
+/// A crate outside of the workspace, with dependencies of its own.
+fn rust(source: &Path, cache: &Path) -> Result<()> {
+    let files = ["Cargo.toml", "Cargo.lock", "src/main.rs"].map(|name| source.join(name));
+    let stamp = Stamp::new(cache, &["cargo", "--version"], &[&files[0], &files[1], &files[2]])?;
+    if stamp.is_fresh() {
+        return Ok(());
+    }
+    eprintln!("xtask: the function in Rust, into {}", cache.display());
+    stamp.clear()?;
+    run(command::cargo(source).args(["build", "--quiet", "--locked", "--release", "--target-dir"]).arg(cache))?;
     stamp.set()
 }
 

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 
 mod command;
+mod edges;
 mod functions;
 mod fuzz;
 mod setup;
@@ -51,6 +52,9 @@ enum Task {
         #[arg(long)]
         seed: Option<u64>,
     },
+    /// Trace real frameworks under load and hold every edge against the truth; prints a table, as Markdown. Exit status 1
+    /// if an edge is wrong under a rule that is exact (header, exclusive, thread)
+    Edges(edges::Options),
     /// Fuzz the parsers under libFuzzer; needs a C++ compiler
     Fuzz {
         /// For how long, shared between the targets
@@ -83,6 +87,7 @@ fn run(cli: Cli) -> Result<()> {
         Task::Test { vm: true, .. } => vm::test(&root),
         Task::Test { quick, .. } => test::all(&root, quick),
         Task::Torture { minutes, seed } => test::torture(&root, minutes, seed),
+        Task::Edges(options) => edges::all(&root, &options),
         Task::Fuzz { minutes, target } => fuzz::all(&root, minutes, target.as_deref()),
         Task::Functions => functions::prepare(&root),
     }

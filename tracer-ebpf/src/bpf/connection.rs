@@ -69,15 +69,18 @@ pub struct Connection {
     pub first_byte_ns: u64,
     /// The process that reads from this socket (servers) or connected it (clients).
     pub pid: u32,
-    /// The thread that read last, and the invocation that it read: the read hook's short cut.
-    pub reader: u32,
-    pub reader_span: u64,
+    pub pad2: u32,
     pub opaque_span: u64,
     /// Who was at work when the socket connected: the span, and a rule.
     pub connect_parent: u64,
     pub connect_ns: u64,
+    /// The invocation that made the last call on this connection; 0 if nobody knows.
+    pub caller: u64,
     pub connect_rule: u8,
-    pub pad: [u8; 3],
+    /// And how far it can be believed: see [`crate::attribution::Parent`].
+    pub connect_flags: u8,
+    pub connect_trust: u8,
+    pub pad: u8,
     /// Segments that had been sent again when the last exchange ended.
     pub retransmits: u32,
     /// Span ids of the open exchanges, by ordinal modulo [`OPEN_MAX`]; 0 once ended.
@@ -106,7 +109,7 @@ pub struct Connection {
     /// The invocation that [`crate::process`] has been told of, and who works for it.
     pub credited: Atomic,
     pub credited_pid: u32,
-    pub pad2: u32,
+    pub pad4: u32,
     /// The beginning of a request head that came in pieces.
     pub first: [u8; FIRST_MAX],
 }
@@ -125,8 +128,7 @@ impl Connection {
         self.first_len = 0;
         self.first_byte_ns = 0;
         self.pid = 0;
-        self.reader = 0;
-        self.reader_span = 0;
+        self.caller = 0;
         self.retransmits = 0;
         self.polled_span = 0;
         self.ending_span.store(0);

@@ -98,6 +98,7 @@ pub fn fill(scratch: &mut Scratch, connection: &Connection, flags: u8, live: u32
     start.flags = if start.context.flags & SAMPLED == 0 { flags | START_UNSAMPLED } else { flags };
     start.rule = Rule::None as u8;
     start.tag = Tag::NoRequest as u8;
+    start.trust = 0;
     start.live = if live > 255 { 255 } else { live as u8 };
 }
 
@@ -142,7 +143,8 @@ pub fn invocation_begins(scratch: &mut Value<Scratch>, connection: &mut Value<Co
     start.context.span_id = span;
     let (context, inbound) = (start.context, start.parent);
     let now = scratch.now;
-    scratch.invocation = Invocation { sandbox: connection.sandbox, context, inbound, start_ns: now, polled: 0 };
+    scratch.invocation =
+        Invocation { sandbox: connection.sandbox, context, inbound, start_ns: now, read: 0, polled: 0 };
     let (first, live) = attribution::begin(span, &scratch.invocation);
     if first {
         flags |= START_FIRST;
@@ -169,14 +171,22 @@ pub fn attribute_call(scratch: &mut Scratch, connection: &mut Value<Connection>,
     let carried = flow.tag == tag_state::VALID && !flow.is_doubtful();
     let carried_context = if carried { Some(&flow.context) } else { None };
     attribution::attribute(&mut scratch.parent, connection.sandbox, task, carried_context);
+    if connection.requests == 0 && connection.connect_parent != 0 {
+        let (span, flags, trust) = (connection.connect_parent, connection.connect_flags, connection.connect_trust);
+        attribution::by_connect(&mut scratch.parent, connection.sandbox, span, flags, trust);
+    }
+    if scratch.parent.rule == Rule::None as u8 && scratch.parent.live > 1 && task.is_known() {
+        attribution::misses(connection.sandbox);
+    }
     derive(scratch);
-    if carried && scratch.parent.rule != Rule::Header as u32 {
+    if carried && scratch.parent.rule != Rule::Header as u8 {
         scratch.start().context = flow.context;
     }
-    let live = scratch.parent.live;
+    let (live, more) = (scratch.parent.live, scratch.parent.flags);
     let sequence = first_byte(scratch, connection);
-    let flags = if scratch.cut == 1 { START_HEAD_CUT } else { 0 };
+    let flags = if scratch.cut == 1 { START_HEAD_CUT | more } else { more };
     fill(scratch, connection, flags, live, sequence);
+    scratch.start().trust = scratch.parent.trust;
 }
 
 /// The call that [`attribute_call`] prepared goes out, with this outcome for its tag.
@@ -187,14 +197,15 @@ pub fn call_begins(scratch: &mut Scratch, connection: &mut Value<Connection>, ta
     let span = scratch.start().context.span_id;
     let start = scratch.start();
     start.tag = tag as u8;
-    start.rule = rule as u8;
+    start.rule = rule;
     *connection.sequence(ordinal) = start.sequence;
     connection.span(ordinal).store(span);
     let method = connection.request.flow.method;
     *connection.method(ordinal) = method;
     connection.requests = ordinal.wrapping_add(1);
     connection.pid = pid;
-    count_call(tag as u32, rule);
+    connection.caller = scratch.parent.context.span_id;
+    count_call(tag as u32, u32::from(rule));
     scratch.emit(Kind::CallStart, connection.sandbox, pid);
 }
 
@@ -204,7 +215,9 @@ pub fn connect_failed(scratch: &mut Value<Scratch>, connection: &mut Value<Conne
     scratch.parent = Parent::NOBODY;
     if let Some(parent) = attribution::invocation(connection.connect_parent) {
         scratch.parent.context = parent.context;
-        scratch.parent.rule = u32::from(connection.connect_rule);
+        scratch.parent.rule = connection.connect_rule;
+        scratch.parent.flags = connection.connect_flags;
+        scratch.parent.trust = connection.connect_trust;
     }
     let now = scratch.now;
     scratch.now = connection.connect_ns;
@@ -222,10 +235,12 @@ pub fn connect_failed(scratch: &mut Value<Scratch>, connection: &mut Value<Conne
 fn unsent(scratch: &mut Scratch, connection: &Connection, kind: Kind) {
     derive(scratch);
     let (rule, live) = (scratch.parent.rule, scratch.parent.live);
-    fill(scratch, connection, 0, live, 0);
-    scratch.start().rule = rule as u8;
+    let more = scratch.parent.flags;
+    fill(scratch, connection, more, live, 0);
+    scratch.start().trust = scratch.parent.trust;
+    scratch.start().rule = rule;
     scratch.header.tail_len = 0;
-    count_call(Tag::NoRequest as u32, rule);
+    count_call(Tag::NoRequest as u32, u32::from(rule));
     scratch.emit(kind, connection.sandbox, connection.pid);
 }
 
@@ -290,8 +305,8 @@ pub fn response_ends(scratch: &mut Value<Scratch>, connection: &mut Value<Connec
     connection.status = 0;
     let pid = connection.pid;
     if connection.role == role::SERVER {
-        process::stops(connection);
-        attribution::end(span, connection.sandbox);
+        process::stops(connection, scratch.now);
+        attribution::end(span, connection.sandbox, scratch.now);
         scratch.emit(Kind::InvocationEnd, connection.sandbox, pid);
     } else {
         scratch.emit(Kind::CallEnd, connection.sandbox, pid);

@@ -4,7 +4,10 @@
 //! loaded, the verifier folds them to constants and checks the access against the type of the pointer. The initial value
 //! is one that it refuses, so that a forgotten offset is a load error and not a wrong answer.
 
-use aya_ebpf::{Global, helpers::generated::bpf_get_current_task_btf};
+use aya_ebpf::{
+    Global,
+    helpers::generated::{bpf_get_current_task_btf, bpf_task_pt_regs},
+};
 use tracer_ebpf::record::Wire;
 
 macro_rules! offsets {
@@ -94,6 +97,21 @@ offsets! {
     OFF_TASK_CGROUPS;
     /// css_set.dfl_cgrp
     OFF_CSS_SET_DFL_CGRP;
+    /// task_struct.thread.fsbase
+    OFF_TASK_FSBASE;
+    /// pt_regs.di, .si, .dx, .r10, .r14, .orig_ax
+    OFF_REGS_DI;
+    OFF_REGS_SI;
+    OFF_REGS_DX;
+    OFF_REGS_R10;
+    OFF_REGS_R14;
+    OFF_REGS_ORIG_AX;
+    /// sock.sk_socket
+    OFF_SOCK_SOCKET;
+    /// socket.file
+    OFF_SOCKET_FILE;
+    /// file.f_flags
+    OFF_FILE_FLAGS;
 }
 
 /// A pointer whose type the verifier knows from BTF (a tracepoint's argument, or what a typed helper gave).
@@ -159,6 +177,14 @@ impl Sock {
     #[inline(always)]
     pub fn sends_zero_copy(self) -> bool {
         self.0.get::<u64>(&OFF_SKC_FLAGS) >> (BIT_SOCK_ZEROCOPY.load() & 63) & 1 != 0
+    }
+
+    /// Whether whoever reads from it waits until there is something (no O_NONBLOCK).
+    #[inline(always)]
+    pub fn is_blocking(self) -> bool {
+        const O_NONBLOCK: u32 = 0o4000;
+        let file = self.0.follow(&OFF_SOCK_SOCKET).follow(&OFF_SOCKET_FILE);
+        file.get::<u32>(&OFF_FILE_FLAGS) & O_NONBLOCK == 0
     }
 
     /// Whether a process holds the socket. If a packet leaves meanwhile, it is that process that runs: softirq leaves a
@@ -329,15 +355,122 @@ impl Task {
 /// When the process that runs began, CLOCK_MONOTONIC in ns.
 #[inline(always)]
 pub fn process_began_ns() -> u64 {
+    current_task().follow(&OFF_TASK_GROUP_LEADER).get(&OFF_TASK_START_TIME)
+}
+
+/// The task that runs.
+#[inline(always)]
+pub fn current_task() -> Typed {
     // SAFETY: the helper has no arguments and always gives a task, which the verifier types.
-    let task = Typed(unsafe { bpf_get_current_task_btf() }.cast_const().cast());
-    task.follow(&OFF_TASK_GROUP_LEADER).get(&OFF_TASK_START_TIME)
+    Typed(unsafe { bpf_get_current_task_btf() }.cast_const().cast())
+}
+
+/// Where a thread of x86-64 has its own memory: what it has set as the base of FS.
+#[inline(always)]
+pub fn thread_pointer(task: Typed) -> u64 {
+    task.get(&OFF_TASK_FSBASE)
+}
+
+/// What a task had in its registers when it last entered the kernel: at a system call, number and arguments.
+#[derive(Clone, Copy)]
+pub struct Registers(Typed);
+
+/// What a sleeping task waits for, by the system call that it is in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Waits {
+    /// Another thread: futex(2).
+    Futex,
+    /// Whatever of many things comes first: epoll_wait(2) and its kin.
+    Loop,
+    /// Something particular.
+    Other,
+}
+
+/// Numbers of system calls on x86-64 (arch/x86/entry/syscalls/syscall_64.tbl).
+mod syscall {
+    pub const READ: u64 = 0;
+    pub const WRITE: u64 = 1;
+    pub const POLL: u64 = 7;
+    pub const READV: u64 = 19;
+    pub const SELECT: u64 = 23;
+    pub const RECVFROM: u64 = 45;
+    pub const RECVMSG: u64 = 47;
+    pub const FUTEX: u64 = 202;
+    pub const EPOLL_WAIT: u64 = 232;
+    pub const PSELECT6: u64 = 270;
+    pub const PPOLL: u64 = 271;
+    pub const EPOLL_PWAIT: u64 = 281;
+    pub const EPOLL_PWAIT2: u64 = 441;
+}
+
+/// See [`Registers`]. What a task was interrupted with does not look like a system call: its number is negative then.
+#[inline(always)]
+pub fn registers(task: Typed) -> Option<Registers> {
+    // SAFETY: the verifier knows the task by its type; the helper gives a typed pointer (Linux 5.15).
+    let registers = unsafe { bpf_task_pt_regs(task.0.cast_mut().cast()) };
+    // SAFETY: as above.
+    unsafe { Typed::new(registers as *const u8) }.map(Registers)
+}
+
+impl Registers {
+    #[inline(always)]
+    fn call(self) -> u64 {
+        self.0.get(&OFF_REGS_ORIG_AX)
+    }
+
+    /// The first argument of the system call.
+    #[inline(always)]
+    pub fn first(self) -> u64 {
+        self.0.get(&OFF_REGS_DI)
+    }
+
+    #[inline(always)]
+    pub fn r14(self) -> u64 {
+        self.0.get(&OFF_REGS_R14)
+    }
+
+    /// Whether the call is one that reads from one descriptor and waits for it, if that is in blocking mode.
+    #[inline(always)]
+    pub fn reads_patiently(self) -> bool {
+        const MSG_DONTWAIT: u64 = 0x40;
+        match self.call() {
+            syscall::READ | syscall::READV => true,
+            syscall::RECVFROM => self.0.get::<u64>(&OFF_REGS_R10) & MSG_DONTWAIT == 0,
+            syscall::RECVMSG => self.0.get::<u64>(&OFF_REGS_DX) & MSG_DONTWAIT == 0,
+            _ => false,
+        }
+    }
+
+    /// Whether the call may be made to wake another thread: futex(2), or write(2) to an eventfd or a pipe.
+    #[inline(always)]
+    pub fn may_wake(self) -> bool {
+        matches!(self.call(), syscall::FUTEX | syscall::WRITE)
+    }
+
+    #[inline(always)]
+    pub fn waits_for(self) -> Waits {
+        match self.call() {
+            syscall::FUTEX => Waits::Futex,
+            syscall::EPOLL_WAIT
+            | syscall::EPOLL_PWAIT
+            | syscall::EPOLL_PWAIT2
+            | syscall::SELECT
+            | syscall::PSELECT6 => Waits::Loop,
+            // One or two descriptors are a wait for something particular.
+            syscall::POLL | syscall::PPOLL if self.second() > 2 => Waits::Loop,
+            _ => Waits::Other,
+        }
+    }
+
+    #[inline(always)]
+    fn second(self) -> u64 {
+        self.0.get(&OFF_REGS_SI)
+    }
 }
 
 /// The task that runs, and the id of its cgroup v2.
 #[inline(always)]
 pub fn current() -> (Task, u64) {
-    // SAFETY: the helper has no arguments and always gives a task, which the verifier types.
-    let task = Typed(unsafe { bpf_get_current_task_btf() }.cast_const().cast());
+    let task = current_task();
     (Task::of(task), cgroup_id(task.follow(&OFF_TASK_CGROUPS).follow(&OFF_CSS_SET_DFL_CGRP)))
 }

@@ -3,7 +3,9 @@
 use aya_ebpf::{
     Global,
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, ProgramArray, RingBuf, SkStorage, SockHash, lpm_trie::Key},
+    btf_maps::{
+        Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf, SkStorage, SockHash, lpm_trie::Key,
+    },
     macros::btf_map,
 };
 use tracer_ebpf::{
@@ -14,7 +16,7 @@ use tracer_ebpf::{
 
 use crate::{
     atomic::Atomic,
-    attribution::{ContextKey, Holders, Invocation, Sandbox, Thread},
+    attribution::{ContextKey, Futex, Goroutine, Holders, Invocation, Sandbox, Thread},
     connection::Connection,
     pointer::Value,
     process::Process,
@@ -57,6 +59,13 @@ pub static POLLED: HashMap<PolledKey, Polled, 131_072, ON_DEMAND> = HashMap::new
 /// Process id of a runtime that has asked for its first invocation → the last that it was handed.
 #[btf_map]
 pub static RUNTIMES: HashMap<u32, Polled, 65_536, ON_DEMAND> = HashMap::new();
+/// Goroutine → the span of the invocation whose request it read last. What is not used makes room.
+#[btf_map]
+pub static COROUTINES: LruHashMap<Goroutine, u64, 65_536> = LruHashMap::new();
+
+/// Futex → how often it has shown itself to be a lock. What is not used makes room.
+#[btf_map]
+pub static LOCKS: LruHashMap<Futex, u64, 16_384> = LruHashMap::new();
 
 /// Socket → connection. The kernel frees it with the socket.
 #[btf_map]

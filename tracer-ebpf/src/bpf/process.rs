@@ -21,10 +21,23 @@ pub struct Process {
     pub spans: Atomic,
     /// When two were last live at once, ns.
     pub overlap_ns: Atomic,
+    /// When one last ended, ns.
+    pub ended_ns: Atomic,
+}
+
+impl Process {
+    const NEW: Self =
+        Self { live: Atomic::new(0), spans: Atomic::new(0), overlap_ns: Atomic::new(0), ended_ns: Atomic::new(0) };
+
+    /// The one invocation that it works for; 0 if it is none, or one of several.
+    #[inline(always)]
+    pub fn works_for(&self) -> u64 {
+        if self.live.load() == 1 { self.spans.load() } else { 0 }
+    }
 }
 
 #[inline(always)]
-fn process(pid: u32) -> Option<Value<Process>> {
+pub fn process(pid: u32) -> Option<Value<Process>> {
     // SAFETY: a map look-up.
     unsafe { Value::new(PROCESSES.get_ptr_mut(pid)?) }
 }
@@ -32,8 +45,7 @@ fn process(pid: u32) -> Option<Value<Process>> {
 /// Notes that a process works for an invocation.
 #[inline(always)]
 pub fn begin(pid: u32, span: u64, now: u64) {
-    let new = Process { live: Atomic::new(0), spans: Atomic::new(0), overlap_ns: Atomic::new(0) };
-    let _ = PROCESSES.insert(pid, new, u64::from(BPF_NOEXIST));
+    let _ = PROCESSES.insert(pid, Process::NEW, u64::from(BPF_NOEXIST));
     let Some(process) = process(pid) else {
         count(Counter::ThreadsFull);
         return;
@@ -46,9 +58,10 @@ pub fn begin(pid: u32, span: u64, now: u64) {
 
 /// Takes [`begin`] back.
 #[inline(always)]
-pub fn end(pid: u32, span: u64) {
+pub fn end(pid: u32, span: u64, now: u64) {
     if let Some(process) = process(pid) {
         process.spans.xor(span);
+        process.ended_ns.store(now);
         process.live.add(u64::MAX);
     }
 }
@@ -58,39 +71,27 @@ pub fn exits(pid: u32) {
     let _ = PROCESSES.remove(pid);
 }
 
-/// The one invocation that a process works for; 0 if it is none, or one of several.
-#[inline(always)]
-pub fn works_for(pid: u32) -> u64 {
-    process(pid).map_or(0, |process| if process.live.load() == 1 { process.spans.load() } else { 0 })
-}
-
-/// Whether a process has worked for one invocation alone since this time. What another left running may still call.
-#[inline(always)]
-pub fn alone_since(pid: u32, start_ns: u64) -> bool {
-    process(pid).is_some_and(|process| start_ns > process.overlap_ns.load())
-}
-
 /// A process has read the request of `span`, which is the open one of a server's connection.
 #[inline(always)]
 pub fn reads(connection: &mut Connection, ordinal: u32, pid: u32, span: u64, now: u64) {
     if connection.credited.load() == span {
         return;
     }
-    stops(connection);
+    stops(connection, now);
     begin(pid, span, now);
     connection.credited_pid = pid;
     connection.credited.store(span);
     if connection.span(ordinal).load() != span {
         // It has ended meanwhile, on another CPU, which may not have seen this. Who takes the span takes it back.
-        stops(connection);
+        stops(connection, now);
     }
 }
 
 /// The invocation that was noted for this connection is over.
 #[inline(always)]
-pub fn stops(connection: &mut Connection) {
+pub fn stops(connection: &mut Connection, now: u64) {
     let span = connection.credited.take();
     if span != 0 {
-        end(connection.credited_pid, span);
+        end(connection.credited_pid, span, now);
     }
 }

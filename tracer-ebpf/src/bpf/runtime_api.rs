@@ -118,7 +118,7 @@ fn says(scratch: &mut Value<Scratch>, connection: &Connection, what: u64) {
     report.what = what;
     report.span = waits;
     report.began_ns = began_ns;
-    report.pad = [0; 10];
+    report.pad = [0; 11];
     scratch.emit(Kind::RuntimeReport, connection.sandbox, connection.pid);
 }
 
@@ -162,7 +162,7 @@ fn result_begins(scratch: &mut Value<Scratch>, connection: &mut Value<Connection
         report.what = report::FAILED;
         report.span = span;
         report.began_ns = 0;
-        report.pad = [0; 10];
+        report.pad = [0; 11];
         scratch.emit(Kind::RuntimeReport, connection.sandbox, connection.pid);
     }
     let span = scratch.polled.span;
@@ -207,7 +207,7 @@ extern "C" fn end(scratch: *mut Scratch, connection: *mut Connection, reason: u3
 fn over(scratch: &mut Value<Scratch>, sandbox: u64, side: u8, reason: Reason) {
     let (span, conn, sequence, pid) =
         (scratch.polled.span, scratch.polled.conn, scratch.polled.sequence, scratch.polled.pid);
-    let first_byte_ns = scratch.polled.first_byte_ns;
+    let (first_byte_ns, now) = (scratch.polled.first_byte_ns, scratch.now);
     let end = scratch.end();
     end.conn = conn;
     end.span = span;
@@ -222,9 +222,9 @@ fn over(scratch: &mut Value<Scratch>, sandbox: u64, side: u8, reason: Reason) {
         scratch.emit(Kind::CallEnd, sandbox, 0);
         return;
     }
-    attribution::end(span, sandbox);
+    attribution::end(span, sandbox, now);
     if pid != 0 {
-        process::end(pid, span);
+        process::end(pid, span, now);
         // SAFETY: a map look-up.
         if let Some(mut last) = RUNTIMES.get_ptr_mut(pid).and_then(|last| unsafe { Value::new(last) })
             && last.span == span
@@ -329,7 +329,8 @@ extern "C" fn invocation_begins(scratch: *mut Scratch, connection: *mut Connecti
     start.context.span_id = span;
     let (context, inbound) = (start.context, start.parent);
     let now = scratch.now;
-    scratch.invocation = Invocation { sandbox: connection.sandbox, context, inbound, start_ns: now, polled: 1 };
+    scratch.invocation =
+        Invocation { sandbox: connection.sandbox, context, inbound, start_ns: now, read: 0, polled: 1 };
     let (first, live) = attribution::begin(span, &scratch.invocation);
     if first {
         flags |= START_FIRST;
@@ -357,13 +358,15 @@ extern "C" fn delivery_begins(scratch: *mut Scratch, connection: *mut Connection
     attribution::attribute(&mut scratch.parent, connection.sandbox, task, None);
     exchange::derive(&mut scratch);
     let (rule, live) = (scratch.parent.rule, scratch.parent.live);
-    exchange::fill(&mut scratch, &connection, 0, live, sequence);
+    let (flags, trust) = (scratch.parent.flags, scratch.parent.trust);
+    exchange::fill(&mut scratch, &connection, flags, live, sequence);
     let span = scratch.polled.span;
     let start = scratch.start();
     start.context.span_id = span;
-    start.rule = rule as u8;
+    start.rule = rule;
+    start.trust = trust;
     start.tag = Tag::Polled as u8;
-    count_call(Tag::Polled as u32, rule);
+    count_call(Tag::Polled as u32, u32::from(rule));
     scratch.emit(Kind::CallStart, connection.sandbox, connection.pid);
     0
 }

@@ -13,6 +13,7 @@ use tracer_ebpf::{
 };
 
 use crate::{
+    attribution,
     bound::clamp,
     connection::{Connection, Direction, FIRST_MAX, role},
     exchange, kernel,
@@ -341,6 +342,12 @@ fn head_complete<const REQUEST: bool>(scratch: &mut Value<Scratch>, connection: 
         return true;
     }
     connection.status = status;
+    if connection.role == role::SERVER && scratch.sends == 1 && connection.open() > 0 {
+        let (task, span) = (sender(connection, true), connection.span(ordinal).load());
+        if span != exchange::NO_SPAN {
+            attribution::answers(task, span, connection.sandbox);
+        }
+    }
     if connection.first_byte_ns == 0 {
         connection.first_byte_ns = scratch.now;
     }
@@ -377,7 +384,7 @@ fn observed_call(scratch: &mut Value<Scratch>, connection: &mut Value<Connection
     }
     exchange::attribute_call(scratch, connection, task);
     let flow = &connection.request.flow;
-    let carried = flow.tag == tag_state::VALID && !flow.is_doubtful() && scratch.parent.rule != Rule::Header as u32;
+    let carried = flow.tag == tag_state::VALID && !flow.is_doubtful() && scratch.parent.rule != Rule::Header as u8;
     let tag = if carried { Tag::Kept } else { Tag::from_u8(tag as u8).unwrap_or(Tag::NotEnrolled) };
     exchange::call_begins(scratch, connection, tag, task.pid);
 }

@@ -73,6 +73,16 @@ pub const WANTED: &[Wanted] = &[
     want("OFF_TASK_START_TIME", "task_struct", &["start_time"], 8),
     want("OFF_TASK_CGROUPS", "task_struct", &["cgroups"], 8),
     want("OFF_CSS_SET_DFL_CGRP", "css_set", &["dfl_cgrp"], 8),
+    want("OFF_TASK_FSBASE", "task_struct", &["thread", "fsbase"], 8),
+    want("OFF_REGS_DI", "pt_regs", &["di"], 8),
+    want("OFF_REGS_SI", "pt_regs", &["si"], 8),
+    want("OFF_REGS_DX", "pt_regs", &["dx"], 8),
+    want("OFF_REGS_R10", "pt_regs", &["r10"], 8),
+    want("OFF_REGS_R14", "pt_regs", &["r14"], 8),
+    want("OFF_REGS_ORIG_AX", "pt_regs", &["orig_ax"], 8),
+    want("OFF_SOCK_SOCKET", "sock", &["sk_socket"], 8),
+    want("OFF_SOCKET_FILE", "socket", &["file"], 8),
+    want("OFF_FILE_FLAGS", "file", &["f_flags"], 4),
 ];
 
 /// Resolves [`WANTED`] in `btf`, in the same order, in bytes.

@@ -153,6 +153,7 @@ impl Agent {
             ("fn_exit", "sched_process_exit"),
             ("fn_read", "tcp_rcv_space_adjust"),
             ("fn_state", "inet_sock_set_state"),
+            ("fn_wake", "sched_waking"),
         ] {
             let program: &mut BtfTracePoint = agent.program(name)?;
             program.load(tracepoint, &btf).with_context(|| format!("load {name}"))?;
@@ -202,10 +203,10 @@ impl Agent {
     /// Makes a cgroup a sandbox, as the mkdir hook does for those that appear later.
     fn select(&mut self, cgroup: u64) -> Result<()> {
         let map = self.bpf()?.map_mut("SANDBOXES").context("the object has no map SANDBOXES")?;
-        let mut sandboxes: HashMap<_, u64, [u64; 5]> = HashMap::try_from(map)?;
+        let mut sandboxes: HashMap<_, u64, [u64; 11]> = HashMap::try_from(map)?;
         const NO_EXIST: u64 = 1;
         // The mkdir hook may have been faster; what it noted stays.
-        let _ = sandboxes.insert(cgroup, [0; 5], NO_EXIST);
+        let _ = sandboxes.insert(cgroup, [0; 11], NO_EXIST);
         sandboxes.get(&cgroup, 0).map(drop).context("note a sandbox")
     }
 
@@ -252,6 +253,7 @@ impl Agent {
     ///
     /// If the kernel refuses to disarm the tag, which it has no reason to.
     pub fn detach(&mut self) -> Result<()> {
+        self.stop_enrolling();
         // The kernel would empty the array by itself when we are gone, but in its own time.
         let disarmed = match self.tagger.clear_index(&0) {
             // Nothing was armed: tagging is off.
@@ -260,6 +262,18 @@ impl Agent {
         };
         self.bpf = None;
         disarmed
+    }
+
+    /// Before any other program goes: a socket that is put into the sockhash when its programs are no longer attached to
+    /// it has none for as long as it is open, and where enrolled sockets need the repair, FIONREAD answers 0 on it.
+    ///
+    /// If the process dies instead, the kernel closes its descriptors from the last one down (fs/file.c, close_files,
+    /// puts each before the others that task_work_run then works off), so the links go before the maps do.
+    fn stop_enrolling(&mut self) {
+        if let Ok::<&mut SockOps, _>(sock_ops) = self.program("fn_sock_ops") {
+            // Not loaded, or not attached yet: there is nothing to stop.
+            let _ = sock_ops.unload();
+        }
     }
 
     /// The ring buffer that the records come through. Once only.
@@ -308,6 +322,7 @@ impl Drop for Agent {
     /// From here on nothing is tagged. If the process dies instead, the kernel does the same, but from a work queue and
     /// so a little later (kernel/bpf/arraymap.c, prog_array_map_clear).
     fn drop(&mut self) {
+        self.stop_enrolling();
         let _ = self.tagger.clear_index(&0);
     }
 }

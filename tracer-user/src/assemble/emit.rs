@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, net::Ipv6Addr, sync::Arc};
 
-use tracer_ebpf::record::{Reason, START_AFTER_RESPONSE, START_INBOUND, START_UNSAMPLED, Wire};
+use tracer_ebpf::record::{Reason, Rule, START_AFTER_RESPONSE, START_INBOUND, START_UNSAMPLED, Wire};
 
 use super::{
     Assembler,
@@ -40,10 +40,13 @@ impl Assembler {
     /// between batches of records, and at least every [`Config::settle_ns`](super::Config::settle_ns).
     pub fn advance(&mut self, now_ns: u64) {
         self.now_ns = self.now_ns.max(now_ns);
+        self.guess(false);
         let mut ready = std::mem::take(&mut self.ready);
         for (key, seq) in ready.drain(..) {
             let Some(tree) = self.trees.get(key as usize).filter(|tree| tree.seq == seq) else { continue };
-            if tree.open == 0 {
+            if tree.held > 0 {
+                // Who holds it looks again.
+            } else if tree.open == 0 {
                 self.give_out(key, false);
             } else {
                 // A call came after all.
@@ -54,14 +57,17 @@ impl Assembler {
         self.ready = ready;
         while let Some((_, key, seq)) = self.settling.front().copied().filter(|(at, ..)| *at <= self.now_ns) {
             self.settling.pop_front();
-            if self.trees.get(key as usize).is_some_and(|tree| tree.seq == seq) {
-                self.give_out(key, false);
+            match self.trees.get(key as usize).filter(|tree| tree.seq == seq) {
+                Some(tree) if tree.held > 0 => self.settle(key, seq),
+                Some(_) => self.give_out(key, false),
+                None => {}
             }
         }
     }
 
     /// Gives out all that is left, oldest first. No record will come after.
     pub fn finish(&mut self) {
+        self.guess(true);
         while let Some((key, seq)) = self.by_age.pop_front() {
             if self.trees.get(key as usize).is_some_and(|tree| tree.seq == seq) {
                 self.give_out(key, false);
@@ -286,6 +292,7 @@ impl Assembler {
             protocol: (span.class == Class::Opaque).then_some(Cow::Borrowed("opaque")),
             tag: Cow::Borrowed(span.tag.name()),
             parent_by: Cow::Borrowed(span.rule.name()),
+            probability: (span.rule == Rule::Inferred).then(|| f64::from(span.per_mille) / 1000.0),
             after_response: span.flags & START_AFTER_RESPONSE != 0,
             channel: span.channel,
             error: error(span, missing, self.boot_to_wall_ns),

@@ -9,7 +9,9 @@
 //! [`Late`](crate::path::Late) part. Spans that were given out are remembered for that, as many as
 //! [`Config::remember`]; spans in flight are at most [`Config::max_open`].
 
+mod clues;
 mod emit;
+mod guess;
 mod join;
 mod runtime;
 mod span;
@@ -35,12 +37,13 @@ use crate::{
     path::{Channel, Line},
 };
 pub(crate) use emit::peer_name;
+use guess::Hint;
 use span::{Class, DEPTH_MAX, Join, Map, NONE, PartOf, Span, Tree};
 pub use standing::{Standing, What};
 pub use totals::{Joins, Records, Totals};
 
 /// How the assembler works.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Config {
     /// How long a path waits for open parts after its root has ended, in ns.
     pub settle_ns: u64,
@@ -52,12 +55,29 @@ pub struct Config {
     pub query: bool,
     /// Since when the records tell all, CLOCK_MONOTONIC in ns: a runtime that is older had invocations before.
     pub since_ns: u64,
+    /// Least probability with which a call that no rule could place is hung under an invocation. At 1 nothing is
+    /// inferred, and nothing waits for it.
+    pub infer_min: f64,
+    /// Whether calls of which the kernel half knows nothing, or little, are ranked by their timing over the whole record.
+    pub infer_by_timing: bool,
+    /// Spans per second that are looked at for that, in all sandboxes together: it bounds what inference costs, whatever
+    /// the tenants do. A sandbox that has more is left alone for a while, and its calls stay as the kernel half has them.
+    pub infer_rate: u64,
 }
 
 impl Default for Config {
     /// Two seconds; room for 100,000 invocations in flight with a call each, in about 100 MiB.
     fn default() -> Self {
-        Self { settle_ns: 2_000_000_000, max_open: 200_000, remember: 16_384, query: false, since_ns: 0 }
+        Self {
+            settle_ns: 2_000_000_000,
+            max_open: 200_000,
+            remember: 16_384,
+            query: false,
+            since_ns: 0,
+            infer_min: 0.5,
+            infer_by_timing: false,
+            infer_rate: 1000,
+        }
     }
 }
 
@@ -122,6 +142,8 @@ pub struct Assembler {
     settling: VecDeque<(u64, u32, u64)>,
     /// Spans that were given out, oldest first.
     remembered: VecDeque<u32>,
+    /// Calls that are to be placed.
+    guesses: guess::Guesses,
 }
 
 impl Assembler {
@@ -150,6 +172,7 @@ impl Assembler {
             ready: Vec::new(),
             settling: VecDeque::new(),
             remembered: VecDeque::new(),
+            guesses: guess::Guesses::default(),
         }
     }
 
@@ -263,6 +286,7 @@ impl Assembler {
             last_child: NONE,
             next: NONE,
             errno: 0,
+            per_mille: 0,
             status: 0,
             channel: None,
             class,
@@ -290,8 +314,8 @@ impl Assembler {
         self.make_room();
         let polled = start.flags & START_POLLED != 0;
         let request = if polled { &[] } else { head };
-        let request = Head::parse(request, Keep { query: self.config.query, host: false });
-        let mut span = Self::new_span(header, start, Class::Invocation, request);
+        let parsed = Head::parse(request, Keep { query: self.config.query, host: false });
+        let mut span = Self::new_span(header, start, Class::Invocation, parsed);
         span.cold = start.flags & START_FIRST != 0 && self.sandboxes.get(&header.sandbox).is_some_and(|s| s.born);
         if polled {
             self.polled(&mut span, head);
@@ -307,6 +331,7 @@ impl Assembler {
                 self.wait(key);
             }
         }
+        self.watch_invocation(key, head);
         // Calls that came before the invocation that made them.
         for call in self.orphans.remove(&start.context.span_id).unwrap_or_default() {
             if self.spans[call as usize].sandbox == header.sandbox {
@@ -323,13 +348,18 @@ impl Assembler {
         self.make_room();
         // A delivery's head is that of an answer.
         let head = if start.tag == Tag::Polled as u8 { &[] } else { head };
-        let head = Head::parse(head, Keep { query: self.config.query, host: true });
-        let span = Self::new_span(header, start, class, head);
+        let parsed = Head::parse(head, Keep { query: self.config.query, host: true });
+        let mut span = Self::new_span(header, start, class, parsed);
+        let hint = Hint::of(start);
+        if hint.is_some() {
+            (span.parent, span.rule) = (0, Rule::None);
+        }
+        let parent = span.parent;
         self.totals.tags[span.tag as usize] += 1;
         self.totals.rules[span.rule as usize] += 1;
         let key = self.insert(span);
-        match self.invocations.get(&start.parent).copied() {
-            _ if start.parent == 0 => self.plant(key, None, false),
+        match self.invocations.get(&parent).copied() {
+            _ if parent == 0 => self.plant(key, None, false),
             Some(parent) if self.spans[parent as usize].sandbox == header.sandbox => self.place(key, parent),
             Some(_) => {
                 self.totals.foreign_parents += 1;
@@ -337,9 +367,10 @@ impl Assembler {
             }
             None => {
                 self.plant(key, None, true);
-                self.orphans.entry(start.parent).or_default().push(key);
+                self.orphans.entry(parent).or_default().push(key);
             }
         }
+        self.watch_call(key, head, start.live, hint);
         if class == Class::Opaque {
             return;
         }
@@ -401,6 +432,7 @@ impl Assembler {
             spans: 1,
             open: u32::from(span.awaited()),
             height: 0,
+            held: 0,
             lost: self.totals.lost,
             last_ns: span.at_ns,
             part_of,
@@ -456,6 +488,7 @@ impl Assembler {
         let tree = &mut self.trees[into as usize];
         tree.spans += moved.spans;
         tree.open += moved.open;
+        tree.held += moved.held;
         tree.height = tree.height.max(depth + moved.height);
         tree.last_ns = tree.last_ns.max(moved.last_ns);
         tree.lost = tree.lost.min(moved.lost);
@@ -556,7 +589,7 @@ impl Assembler {
 
     fn check_ready(&mut self, tree: u32) {
         let entry = &self.trees[tree as usize];
-        if entry.open == 0 && self.spans[entry.root as usize].ended {
+        if entry.open == 0 && entry.held == 0 && self.spans[entry.root as usize].ended {
             let entry = (tree, entry.seq);
             if self.ready.len() > 2 * self.trees.len() + 64 {
                 let trees = &self.trees;

@@ -154,7 +154,7 @@ proptest! {
         let events = shuffle(&world.events, seed);
         let kept = |(index, _): &(usize, &Event)| keep.get(index % keep.len().max(1)).copied().unwrap_or(true);
         let events: Vec<_> = events.iter().enumerate().filter(kept).map(|(_, event)| event.clone()).collect();
-        let config = Config { max_open, remember, settle_ns, query: false, since_ns: 0 };
+        let config = Config { max_open, remember, settle_ns, ..Config::default() };
         let (assembler, lines, bytes) = run(&events, config, every, true);
         let totals = assembler.totals();
         prop_assert!(nodes(&lines) as u64 >= totals.reported);
@@ -169,7 +169,7 @@ proptest! {
         max_open in 0..30usize,
         remember in 0..30usize,
     ) {
-        let config = Config { max_open, remember, settle_ns: 3, query: true, since_ns: 0 };
+        let config = Config { max_open, remember, settle_ns: 3, query: true, ..Config::default() };
         let mut assembler = Assembler::new(config);
         let mut lines = Vec::new();
         for (index, (header, body)) in records.iter().enumerate() {
@@ -221,6 +221,8 @@ fn hostile() -> impl Strategy<Value = (Header, Body<'static>)> {
             rule,
             tag,
             live: 1,
+            trust: 40 * span_id as u8,
+            pad: [0; 7],
         },
     );
     let end = (0..4u64, 0..6u64, 0..3u32, any::<u64>(), any::<u16>(), 0..9u8).prop_map(
@@ -249,7 +251,7 @@ fn hostile() -> impl Strategy<Value = (Header, Body<'static>)> {
             Kind::OpaqueStart => Body::OpaqueStart(start),
             Kind::OpaqueEnd => Body::OpaqueEnd(end),
             Kind::RuntimeReport => {
-                let report = Report { what: end.sequence.into(), span: end.span, began_ns: at_ns, pad: [0; 10] };
+                let report = Report { what: end.sequence.into(), span: end.span, began_ns: at_ns, pad: [0; 11] };
                 Body::RuntimeReport(report, head)
             }
         };

@@ -70,6 +70,8 @@ pub(super) struct Span {
     /// The next child of the same parent.
     pub next: u32,
     pub errno: u32,
+    /// Of an inferred call: the probability that its invocation made it.
+    pub per_mille: u16,
     pub status: u16,
     pub channel: Option<Channel>,
     pub class: Class,
@@ -133,6 +135,8 @@ pub(super) struct Tree {
     pub spans: u32,
     /// Spans whose end it waits for.
     pub open: u32,
+    /// How often calls that are to be placed want it to stay: their own trees, and those of their candidates.
+    pub held: u32,
     /// Depth of its deepest span.
     pub height: u8,
     /// The records lost when it began.

@@ -49,6 +49,8 @@ pub struct Totals {
     pub rules: [u64; Rule::ALL.len()],
     /// How calls found the invocation that they caused.
     pub joins: Joins,
+    /// Calls that no rule of the kernel half could place.
+    pub inference: Inference,
     /// Invocations that came with a parent that is no call seen here.
     pub outside_parents: u64,
     /// Calls whose invocation is not known, though the record names one: each is the root of an incomplete path.
@@ -99,6 +101,20 @@ pub struct Joins {
     pub refused: u64,
     /// Connections that two calls claim, in namespaces that cannot be told apart: not joined by the wire.
     pub ambiguous: u64,
+}
+
+/// Calls that no rule of the kernel half could place while invocations were live. `held` is the sum of `placed`,
+/// `unplaced` and those that still wait.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Inference {
+    /// Held back until their candidates have answered.
+    pub held: u64,
+    /// Hung under the most probable candidate.
+    pub placed: u64,
+    /// Left as they were: nobody was probable enough.
+    pub unplaced: u64,
+    /// Not held, because nobody is known who may have made them, or too many are, or there was no room.
+    pub refused: u64,
 }
 
 impl Records {

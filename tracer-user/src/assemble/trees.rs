@@ -322,6 +322,8 @@ pub(crate) fn blank(context: Context, parent: u64, flags: u8, rule: Rule, tag: T
         rule: rule as u8,
         tag: tag as u8,
         live: 1,
+        trust: 0,
+        pad: [0; 7],
     }
 }
 

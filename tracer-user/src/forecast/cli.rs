@@ -9,7 +9,10 @@ use clap::Args;
 
 use crate::input::Format;
 
-use super::eval::{self, Report, Scores, Settings};
+use super::{
+    eval::{self, Settings},
+    show,
+};
 
 /// Scores forecasts on recorded paths: learns from the first lines of each file, forecasts the rest.
 #[derive(Args, Clone, Debug)]
@@ -64,6 +67,7 @@ pub fn run(args: &EvalArgs, out: &mut impl Write) -> anyhow::Result<()> {
         train: args.train,
         online: args.online,
     };
+    let mut reports = Vec::new();
     for path in &args.files {
         let broken = |number: u64, reason: &str| {
             let reason: String = reason.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
@@ -75,112 +79,13 @@ pub fn run(args: &EvalArgs, out: &mut impl Write) -> anyhow::Result<()> {
             serde_json::to_writer(&mut *out, &report)?;
             writeln!(out)?;
         } else {
-            table(out, &report)?;
+            show::report(out, &report)?;
+            reports.push(report);
         }
         out.flush()?;
     }
-    Ok(())
-}
-
-/// The report for people.
-fn table(out: &mut impl Write, report: &Report) -> io::Result<()> {
-    let file: String = report.file.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-    writeln!(out, "{file}")?;
-    writeln!(
-        out,
-        "  learned from {} paths, scored {} ({} calls, {} cold starts), {} while scoring; horizon {} s",
-        report.train,
-        report.test,
-        report.calls,
-        report.cold_starts,
-        if report.online { "learning on" } else { "frozen" },
-        report.horizon,
-    )?;
-    if report.test == 0 {
-        return writeln!(out, "  nothing to score\n");
+    if reports.len() > 1 {
+        show::summary(out, &reports)?;
     }
-    let methods = [
-        ("fntrace", &report.scores),
-        ("edge counts", &report.baselines.edge_counts),
-        ("most frequent", &report.baselines.most_frequent),
-        ("keep-alive", &report.baselines.keep_alive),
-    ];
-    writeln!(
-        out,
-        "\n  {:14} {:>8} {:>8} {:>9} {:>9} {:>9} {:>7} {:>9} {:>9} {:>8} {:>9} {:>8}",
-        "method",
-        "next",
-        "latest",
-        "precision",
-        "recall",
-        "log loss",
-        "ECE",
-        "time err",
-        "lead",
-        "avoided",
-        "wasted",
-        "cost"
-    )?;
-    for (name, scores) in methods {
-        let keeps = name == "keep-alive";
-        let shown = |text: String| if keeps { "–".to_owned() } else { text };
-        writeln!(
-            out,
-            "  {name:14} {:>8} {:>8} {:>9.3} {:>9.3} {:>9} {:>7} {:>9} {:>9} {:>8} {:>9} {:>8.1}",
-            shown(format!("{:.4}", scores.next_accuracy)),
-            shown(format!("{:.4}", scores.latest_accuracy)),
-            scores.set_precision,
-            scores.set_recall,
-            shown(format!("{:.3}", scores.log_loss)),
-            shown(format!("{:.3}", scores.ece)),
-            shown(millis(scores.time_mae_ms)),
-            shown(millis(scores.lead_ms)),
-            scores.cold_starts_avoided,
-            format!("{:.1} s", scores.wasted_seconds),
-            scores.decision.cost,
-        )?;
-    }
-    writeln!(out, "  time between calls varies by {} (median absolute deviation)", millis(report.time_mad_ms))?;
-    thresholds(out, &report.scores)?;
-    writeln!(out, "\n  reliability     next callee                    within the horizon")?;
-    for (bin, (next, set)) in report.scores.reliability.iter().zip(&report.scores.set_reliability).enumerate() {
-        let shown = |bin: &eval::Bin| format!("{:>7} {:>8.3} {:>9.3}", bin.count, bin.confidence, bin.frequency);
-        writeln!(
-            out,
-            "  {:.1}–{:.1} {:>30} {:>30}",
-            bin as f32 / 10.0,
-            (bin + 1) as f32 / 10.0,
-            shown(next),
-            shown(set)
-        )?;
-    }
-    writeln!(out)
-}
-
-fn thresholds(out: &mut impl Write, scores: &Scores) -> io::Result<()> {
-    writeln!(
-        out,
-        "\n  {:>9} {:>8} {:>9} {:>9} {:>9} {:>8} {:>10} {:>10} {:>8}",
-        "threshold", "warmed", "precision", "recall", "lead", "avoided", "wasted", "idle", "cost"
-    )?;
-    for (row, mark) in scores.thresholds.iter().map(|row| (row, ' ')).chain([(&scores.decision, '*')]) {
-        writeln!(
-            out,
-            " {mark}{:>9.2} {:>8} {:>9.3} {:>9.3} {:>9} {:>8} {:>10} {:>10} {:>8.1}",
-            row.threshold,
-            row.warmed,
-            row.precision,
-            row.recall,
-            millis(row.lead_ms),
-            row.cold_starts_avoided,
-            format!("{:.1} s", row.wasted_seconds),
-            format!("{:.1} s", row.idle_seconds),
-            row.cost,
-        )?;
-    }
-    writeln!(out, "  * what the cost ratio decides")
-}
-
-fn millis(ms: f64) -> String {
-    if ms < 10.0 { format!("{ms:.2} ms") } else { format!("{ms:.0} ms") }
+    Ok(out.flush()?)
 }

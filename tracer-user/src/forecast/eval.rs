@@ -4,9 +4,10 @@
 //! have known: earlier events of its own path, and of others. A start is known when it happens and not before: a call's
 //! wait and cold start do not help to forecast what comes while it still waits.
 //!
-//! `next_*` figures score each call against the forecast made just after the call before it, as is usual for point
-//! processes; `latest_*` figures against the forecast after the latest event before it, which may be a start or an
-//! answer in between: what a platform that listens would act on.
+//! `next_accuracy`, `log_loss` and `ece` score each call against the forecast that stood when it was made: the one after
+//! the latest event of its path, which may be the start or the answer of an earlier call. That is what a platform that
+//! listens acts on. `at_call_*` score the same calls against the forecast made just after the call before: less is known
+//! then, as to methods that count calls alone.
 
 use std::{
     cell::Cell,
@@ -69,22 +70,22 @@ impl Default for Settings {
 /// The scores of one method.
 #[derive(Clone, Debug, Serialize)]
 pub struct Scores {
-    /// Share of calls that were the likeliest next callee just after the call before. Ends of paths do not count.
+    /// Share of calls that were the likeliest next callee as of the latest event before. Ends of paths do not count.
     pub next_accuracy: f64,
-    /// The same after the latest event before the call.
-    pub latest_accuracy: f64,
+    /// The same just after the call before.
+    pub at_call_accuracy: f64,
     /// Of the callees forecast for the horizon with a probability of at least one half, the share that came within it.
     pub set_precision: f64,
     /// Of the callees that came within the horizon, the share so forecast.
     pub set_recall: f64,
-    /// Mean of −ln of the probability given to what came next, a call or the end, just after the call before.
+    /// Mean of −ln of the probability given to what came next, a call or the end, as of the latest event before.
     pub log_loss: f64,
-    /// The same after the latest event before.
-    pub latest_log_loss: f64,
-    /// Expected calibration error of the likeliest next callee, ten bins of equal width, just after the call before.
+    /// The same just after the call before.
+    pub at_call_log_loss: f64,
+    /// Expected calibration error of the likeliest next callee, ten bins of equal width, as of the latest event before.
     pub ece: f64,
-    /// The same after the latest event before.
-    pub latest_ece: f64,
+    /// The same just after the call before.
+    pub at_call_ece: f64,
     /// What chance alone would make of `ece` if every probability were right, given so many calls.
     pub ece_by_chance: f64,
     /// Median absolute error of the time until the next call, forecast just after the call before, in ms.
@@ -147,6 +148,7 @@ struct Contender<P> {
     method: P,
     calls: u64,
     outcomes: u64,
+    /// Just after the call before, and as of the latest event before; so are the two that follow.
     hits: [u64; 2],
     log_loss: [f64; 2],
     reliability: [Reliability; 2],
@@ -249,23 +251,24 @@ impl<P: Predict> Contender<P> {
         let outcomes = self.outcomes.max(1) as f64;
         let mut warmed = self.warmings.iter().map(Warming::result);
         let decision = warmed.next().unwrap_or_default();
+        let [at_call, standing] = &self.reliability;
         Scores {
-            next_accuracy: share(self.hits[0], self.calls),
-            latest_accuracy: share(self.hits[1], self.calls),
+            next_accuracy: share(self.hits[1], self.calls),
+            at_call_accuracy: share(self.hits[0], self.calls),
             set_precision: share(self.set[2], self.set[0]),
             set_recall: share(self.set[2], self.set[1]),
-            log_loss: self.log_loss[0] / outcomes,
-            latest_log_loss: self.log_loss[1] / outcomes,
-            ece: self.reliability[0].ece(),
-            latest_ece: self.reliability[1].ece(),
-            ece_by_chance: self.reliability[0].chance_ece(),
+            log_loss: self.log_loss[1] / outcomes,
+            at_call_log_loss: self.log_loss[0] / outcomes,
+            ece: standing.ece(),
+            at_call_ece: at_call.ece(),
+            ece_by_chance: standing.chance_ece(),
             time_mae_ms: self.errors.get(),
             lead_ms: decision.lead_ms,
             cold_starts_avoided: decision.cold_starts_avoided,
             wasted_seconds: decision.wasted_seconds,
             decision,
             thresholds: warmed.collect(),
-            reliability: self.reliability[0].table(),
+            reliability: standing.table(),
             set_reliability: self.set_reliability.table(),
         }
     }

@@ -16,6 +16,7 @@ mod model;
 mod predict;
 mod race;
 mod score;
+mod show;
 mod state;
 mod table;
 mod timing;

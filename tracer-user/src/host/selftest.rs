@@ -52,8 +52,23 @@ const PATIENCE: Duration = Duration::from_millis(50);
 /// SK_PASS of `enum sk_action`.
 const SK_PASS: i32 = 1;
 
-/// Runs the test. Takes some 200 ms, a second at the most.
+/// How often a test that fails is tried: on a busy machine a thread may be kept waiting for longer than [`PATIENCE`],
+/// but what the kernel gets wrong it gets wrong each time.
+const TRIES: u32 = 3;
+
+/// Runs the test. Takes some 200 ms, a second at the most; [`TRIES`] times that where it fails.
 pub fn self_test() -> SelfTest {
+    let mut verdict = once();
+    for _ in 1..TRIES {
+        if !matches!(verdict, SelfTest::Fails(_)) {
+            break;
+        }
+        verdict = once();
+    }
+    verdict
+}
+
+fn once() -> SelfTest {
     let deadline = Instant::now() + LIMIT;
     match round(false, deadline) {
         Ok(breaks) if breaks.is_empty() => SelfTest::Passes,
@@ -458,11 +473,11 @@ mod tests {
     #[test]
     fn root_the_test_ends_in_time_with_a_verdict() {
         let start = Instant::now();
-        let verdict = self_test();
+        let verdict = once();
         let took = start.elapsed();
         eprintln!("{verdict:?} in {took:?}");
         assert!(took < LIMIT + Duration::from_millis(300), "{took:?}");
-        if let SelfTest::Fails(reason) = verdict {
+        if let SelfTest::Fails(reason) = self_test() {
             panic!("run as root: {reason}");
         }
         // Nothing of it outlives the test, though the programs and the map hold each other while a socket is in it.

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use super::{
+    clues::{Belief, Clues, Pointer, pointers},
     model::{Begin, Child, Kind, Parent, Template},
     sets::{Set, Sets},
 };
@@ -18,6 +19,9 @@ pub(super) struct Inv {
     pub parent: Parent,
     pub start: i64,
     pub end: i64,
+    /// It has not ended.
+    pub open: bool,
+    pub clues: Clues,
     /// The visits of one trace to the service, by index, if it pays several.
     pub group: Option<u32>,
 }
@@ -36,6 +40,7 @@ pub(super) struct Group {
 pub(super) struct Known {
     pub templates: BTreeMap<Parent, Template>,
     pub visits: Sets,
+    pub belief: Belief,
 }
 
 /// A call that the service sent; times in µs.
@@ -46,6 +51,9 @@ pub(super) struct Sent {
     pub end: i64,
     /// The invocation that it caused, if that is one of the same service: it did not make the call.
     pub callee: Option<u32>,
+    /// The invocation that made it, if that is known.
+    pub made_by: Option<u32>,
+    pub clues: Clues,
 }
 
 impl Sent {
@@ -72,6 +80,16 @@ pub(super) struct Solved {
     pub p: Vec<f64>,
     /// By invocation: the sets of calls that it may have made, the most probable first.
     pub choices: Vec<Vec<Choice>>,
+    /// Calls whose clues pointed at somebody.
+    pub pointed: Vec<Pointed>,
+}
+
+/// A call, the invocations that may have made it, and where its clues point.
+#[derive(Clone, Debug)]
+pub(super) struct Pointed {
+    pub call: u32,
+    pub candidates: Vec<u32>,
+    pub pointers: Vec<Pointer>,
 }
 
 /// How far the search goes.
@@ -107,6 +125,8 @@ struct Slot {
     /// Its calls, the latest first, in the arena of calls.
     calls: u32,
     hash: u64,
+    /// What its end will probably be worth, ln.
+    outlook: f64,
 }
 
 #[derive(Clone, Debug)]
@@ -114,6 +134,9 @@ struct Hypothesis {
     /// ln of the sum over the pasts that were merged; ln of the best of them.
     sum: f64,
     best: f64,
+    /// The outlook of all slots. What is given up is chosen by it, and nothing else: when an invocation ends is known
+    /// long before the search gets there, and what does not fit need not be carried along until then.
+    outlook: f64,
     /// Of all slots.
     hash: u64,
     past: u32,
@@ -127,6 +150,7 @@ struct Hypothesis {
 struct Taken {
     slot: usize,
     set: Set,
+    outlook: f64,
     group: Option<(usize, Set)>,
 }
 
@@ -137,6 +161,8 @@ struct Able {
     inv: Inv,
     begin: Begin,
     group: Option<usize>,
+    /// ln of what the clues say.
+    clue: f64,
 }
 
 /// An invocation that waits to make a call: the split that gives it one, since when, and the odds for the order.
@@ -155,6 +181,14 @@ struct Split {
     to: Option<Taken>,
     sum: f64,
     ln: f64,
+    /// [`Hypothesis::outlook`] after it.
+    outlook: f64,
+}
+
+impl Split {
+    fn rank(&self) -> f64 {
+        self.sum + self.outlook
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -219,6 +253,7 @@ pub(super) fn solve(invs: &[Inv], sent: &[Sent], groups: &[Group], known: &mut K
         hypotheses: vec![Hypothesis {
             sum: 0.0,
             best: 0.0,
+            outlook: 0.0,
             hash: 0,
             past: NONE,
             slots: Vec::new(),
@@ -230,6 +265,7 @@ pub(super) fn solve(invs: &[Inv], sent: &[Sent], groups: &[Group], known: &mut K
             parent: vec![None; sent.len()],
             p: vec![0.0; sent.len()],
             choices: vec![Vec::new(); invs.len()],
+            pointed: Vec::new(),
         },
     };
     search.run();
@@ -268,11 +304,20 @@ impl Search<'_> {
                 hypothesis.groups.push(Set::EMPTY);
             }
         }
+        let outlook = self.outlook(inv);
         for hypothesis in &mut self.hypotheses {
             let hash = mix(u64::from(inv), 1);
             hypothesis.hash = hypothesis.hash.wrapping_add(hash);
-            hypothesis.slots.push(Slot { set: Set::EMPTY, calls: NONE, hash });
+            hypothesis.outlook += outlook;
+            hypothesis.slots.push(Slot { set: Set::EMPTY, calls: NONE, hash, outlook });
         }
+    }
+
+    /// What the end of an invocation without calls so far will probably be worth.
+    fn outlook(&self, inv: u32) -> f64 {
+        let Some(found) = self.invs.get(inv as usize).filter(|inv| !inv.open) else { return 0.0 };
+        let template = self.known.templates.get(&found.parent);
+        template.map_or(0.0, |template| template.outlook(Set::EMPTY, self.begin(found), std::iter::empty(), found.end))
     }
 
     fn group_of(&self, inv: u32) -> Option<(u32, Group)> {
@@ -287,19 +332,28 @@ impl Search<'_> {
 
     fn call(&mut self, call: u32) {
         let Some(sent) = self.sent.get(call as usize).copied() else { return };
-        let splits = self.split(&sent);
+        let splits = self.split(call, &sent);
         self.adopt(call, splits);
     }
 
     /// The hypotheses with one more call, the improbable left out; by hypothesis.
-    fn split(&mut self, sent: &Sent) -> Vec<Split> {
+    fn split(&mut self, call: u32, sent: &Sent) -> Vec<Split> {
         let mut splits: Vec<Split> = Vec::new();
         let mut waits: Vec<Waiting> = Vec::new();
-        let able = self.candidates(sent);
+        let able = self.able(call, sent);
+        let known = sent.made_by.is_some() && !able.is_empty();
         for (index, hypothesis) in self.hypotheses.iter().enumerate() {
             waits.clear();
-            splits.push(Split { of: index, to: None, sum: hypothesis.sum + NOBODY, ln: NOBODY });
-            for Able { slot: at, inv, begin, group } in &able {
+            if !known {
+                splits.push(Split {
+                    of: index,
+                    to: None,
+                    sum: hypothesis.sum + NOBODY,
+                    ln: NOBODY,
+                    outlook: hypothesis.outlook,
+                });
+            }
+            for Able { slot: at, inv, begin, group, clue } in &able {
                 let (Some(slot), Some(template)) =
                     (hypothesis.slots.get(*at), self.known.templates.get_mut(&inv.parent))
                 else {
@@ -307,6 +361,7 @@ impl Search<'_> {
                 };
                 let earlier = Earlier { calls: &self.calls, sent: self.sent, at: slot.calls };
                 let (mut ln, set, wait) = template.call(slot.set, *begin, earlier, sent.child());
+                ln += clue;
                 if let Some((since, odds)) = wait {
                     waits.push(Waiting { split: splits.len(), parent: inv.parent, since, odds });
                 }
@@ -315,8 +370,11 @@ impl Search<'_> {
                     ln += step;
                     (at, set)
                 });
-                let to = Some(Taken { slot: *at, set, group });
-                splits.push(Split { of: index, to, sum: hypothesis.sum + ln, ln });
+                let with = std::iter::once(sent.child()).chain(earlier);
+                let outlook = if inv.open { 0.0 } else { template.outlook(set, *begin, with, inv.end) };
+                let to = Some(Taken { slot: *at, set, outlook, group });
+                let outlook = hypothesis.outlook - slot.outlook + outlook;
+                splits.push(Split { of: index, to, sum: hypothesis.sum + ln, ln, outlook });
             }
             // Those that waited longer and are passed over.
             for waiting in &waits {
@@ -328,11 +386,11 @@ impl Search<'_> {
                 }
             }
         }
-        let best = splits.iter().map(|split| split.sum).fold(f64::NEG_INFINITY, f64::max);
-        splits.retain(|split| split.sum >= best - self.limits.drop);
+        let best = splits.iter().map(Split::rank).fold(f64::NEG_INFINITY, f64::max);
+        splits.retain(|split| split.rank() >= best - self.limits.drop);
         if splits.len() > self.limits.width {
             // Stable: what is equal stays in the order of slots.
-            splits.sort_by(|a, b| b.sum.total_cmp(&a.sum));
+            splits.sort_by(|a, b| b.rank().total_cmp(&a.rank()));
             splits.truncate(self.limits.width);
             splits.sort_by_key(|split| split.of);
         }
@@ -351,12 +409,13 @@ impl Search<'_> {
                 let Some(mut next) = from else { continue };
                 next.sum = split.sum;
                 next.best += split.ln;
-                if let Some(Taken { slot, set, group }) = split.to
+                next.outlook = split.outlook;
+                if let Some(Taken { slot, set, outlook, group }) = split.to
                     && let Some(slot) = next.slots.get_mut(slot)
                 {
                     self.calls.push((call, slot.calls));
                     slot.calls = (self.calls.len() - 1) as u32;
-                    slot.set = set;
+                    (slot.set, slot.outlook) = (set, outlook);
                     next.hash = next.hash.wrapping_sub(slot.hash);
                     slot.hash = mix(slot.hash, u64::from(call));
                     next.hash = next.hash.wrapping_add(slot.hash);
@@ -373,13 +432,29 @@ impl Search<'_> {
         }
     }
 
+    /// The live invocations that may have made a call, with what its clues say for each.
+    fn able(&mut self, call: u32, sent: &Sent) -> Vec<Able> {
+        let mut able = self.candidates(sent);
+        let pointers = pointers(&sent.clues, able.iter().map(|able| &able.inv.clues));
+        let live = |able: &Able| self.live.get(able.slot).copied();
+        if !pointers.is_empty() {
+            able.iter_mut().enumerate().for_each(|(at, able)| able.clue = self.known.belief.ln(&pointers, at));
+            let candidates = able.iter().filter_map(live).collect();
+            self.solved.pointed.push(Pointed { call, candidates, pointers });
+        }
+        if let Some(maker) = able.iter().position(|able| live(able) == sent.made_by && sent.made_by.is_some()) {
+            able = able.get(maker).copied().into_iter().collect();
+        }
+        able
+    }
+
     /// The live invocations that may have made a call: those whose kind is known to, or if none is, all.
     fn candidates(&self, sent: &Sent) -> Vec<Able> {
         let live = || {
             let pick = |(at, inv): (usize, &u32)| {
                 let found = self.invs.get(*inv as usize).filter(|_| sent.callee != Some(*inv))?;
                 let group = found.group.and_then(|group| self.live_groups.iter().position(|(live, _)| *live == group));
-                Some(Able { slot: at, inv: *found, begin: self.begin(found), group })
+                Some(Able { slot: at, inv: *found, begin: self.begin(found), group, clue: 0.0 })
             };
             self.live.iter().enumerate().filter_map(pick)
         };
@@ -400,9 +475,11 @@ impl Search<'_> {
             }
             let slot = hypothesis.slots.swap_remove(at);
             let earlier = Earlier { calls: &self.calls, sent: self.sent, at: slot.calls };
-            let ln = template.map_or(0.0, |template| template.end(slot.set, begin, earlier, found.end));
+            let judge = |template: &Template| template.end(slot.set, begin, earlier, found.end);
+            let ln = if found.open { 0.0 } else { template.map_or(0.0, judge) };
             hypothesis.sum += ln;
             hypothesis.best += ln;
+            hypothesis.outlook -= slot.outlook;
             hypothesis.hash = hypothesis.hash.wrapping_sub(slot.hash);
             self.pasts.push(Past::Closed { before: hypothesis.past, inv, calls: slot.calls });
             hypothesis.past = (self.pasts.len() - 1) as u32;
@@ -438,9 +515,10 @@ impl Search<'_> {
 
     /// Makes one of the hypotheses that agree on all that is live, and gives up what has become improbable.
     fn merge(&mut self) {
-        let best = self.hypotheses.iter().map(|hypothesis| hypothesis.sum).fold(f64::NEG_INFINITY, f64::max);
+        let rank = |hypothesis: &Hypothesis| hypothesis.sum + hypothesis.outlook;
+        let best = self.hypotheses.iter().map(rank).fold(f64::NEG_INFINITY, f64::max);
         let drop = self.limits.drop;
-        self.hypotheses.retain(|hypothesis| hypothesis.sum >= best - drop);
+        self.hypotheses.retain(|hypothesis| rank(hypothesis) >= best - drop);
         self.hypotheses.sort_by(|a, b| a.hash.cmp(&b.hash).then_with(|| b.best.total_cmp(&a.best)));
         let pasts = &mut self.pasts;
         self.hypotheses.dedup_by(|next, kept| {

@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context as _;
 use serde::Deserialize;
 
-use super::{Call, CallId, Inference, Invocation, InvocationId, Resolution, Sym};
+use super::{Call, CallId, Clues, Inference, Invocation, InvocationId, Resolution, Sym};
 
 /// One span of a line.
 #[derive(Clone, Debug, Deserialize)]
@@ -179,6 +179,8 @@ pub fn hide(traces: &[Trace], seed: u64) -> (Seen, Truth) {
                 caller,
                 start_us: span.start_us,
                 end_us: span.start_us.saturating_add(span.duration_us.max(0)),
+                open: false,
+                clues: Clues::default(),
             });
             truth.trace.push(number);
         }
@@ -204,6 +206,8 @@ pub fn hide(traces: &[Trace], seed: u64) -> (Seen, Truth) {
                 start_us: span.start_us,
                 end_us: span.start_us.saturating_add(span.duration_us.max(0)),
                 invocation: None,
+                made_by: None,
+                clues: Clues::default(),
             });
             seen.callee.push(callee.and_then(|at| invocation_of.get(at).copied().flatten()));
             truth.parent.push(invocation_of.get(by).copied().flatten());

@@ -25,22 +25,18 @@ fn bin(delay_us: i64) -> usize {
 }
 
 /// Delays as they are counted.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Counts {
+    /// Empty until there is something to count.
     bins: Vec<f32>,
     weight: f64,
     /// Sum of [`ln_slope`] over what was counted, so that the fit can be told without keeping the delays.
     slope: f64,
 }
 
-impl Default for Counts {
-    fn default() -> Self {
-        Self { bins: vec![0.0; BINS], weight: 0.0, slope: 0.0 }
-    }
-}
-
 impl Counts {
     pub fn add(&mut self, delay_us: i64, weight: f64) {
+        self.bins.resize(BINS, 0.0);
         if let Some(count) = self.bins.get_mut(bin(delay_us)) {
             *count += weight as f32;
         }

@@ -15,6 +15,7 @@
 mod beam;
 pub mod calltrees;
 pub mod cli;
+mod clues;
 mod density;
 mod model;
 mod order;
@@ -28,6 +29,7 @@ pub mod traces;
 use std::collections::BTreeMap;
 
 use beam::{Group, Inv, Known, Limits, Sent, Solved};
+pub use clues::{Clues, VALUES};
 use model::{Begin, Child, Kind, Model, Parent};
 
 /// A name, interned by the caller: a service, an operation.
@@ -53,8 +55,12 @@ pub struct Invocation {
     pub caller: Option<Sym>,
     /// Request in, µs since any epoch.
     pub start_us: i64,
-    /// Response out, µs since the same epoch.
+    /// Response out, µs since the same epoch; if it is open, when it was last known to be.
     pub end_us: i64,
+    /// Whether it has not answered yet: then its end says nothing, and nothing is learned from it.
+    pub open: bool,
+    /// What it shares with its calls.
+    pub clues: Clues,
 }
 
 /// A client span: a request that a service sent.
@@ -72,6 +78,10 @@ pub struct Call {
     pub end_us: i64,
     /// The invocation that it caused, joined by tag or wire, if that was observed.
     pub invocation: Option<InvocationId>,
+    /// The invocation that made it, where that is known by another rule: learned from, and nobody else's.
+    pub made_by: Option<InvocationId>,
+    /// What it shares with the invocation that made it.
+    pub clues: Clues,
 }
 
 /// How much is spent on an answer.
@@ -83,11 +93,14 @@ pub struct Config {
     pub rounds: u32,
     /// Share of what was learned that is kept from one window to the next.
     pub keep: f64,
+    /// Most kinds of invocations, and of calls, that are told apart; the rest is one kind. What is learned of one kind
+    /// of invocation and one kind of call takes some 10 KB, and 60 KB if somebody makes all delays differ.
+    pub most_kinds: usize,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { width: 96, rounds: 6, keep: 0.9 }
+        Self { width: 96, rounds: 6, keep: 0.9, most_kinds: 4096 }
     }
 }
 
@@ -154,7 +167,14 @@ struct Service {
     /// Windows learned from.
     windows: u32,
     invocations: Vec<(InvocationId, Inv)>,
-    calls: Vec<(CallId, Sent, Option<InvocationId>)>,
+    calls: Vec<(CallId, Sent, Links)>,
+}
+
+/// The invocations that a call is known to be tied to.
+#[derive(Clone, Copy, Debug, Default)]
+struct Links {
+    caused: Option<InvocationId>,
+    made_by: Option<InvocationId>,
 }
 
 impl Inference {
@@ -167,18 +187,41 @@ impl Inference {
     pub fn observe_invocation(&mut self, id: InvocationId, invocation: &Invocation) {
         let key = (invocation.service, invocation.op, invocation.caller);
         let new = self.parents.len() as Parent;
-        let parent = *self.parents.entry(key).or_insert(new);
-        let inv =
-            Inv { parent, start: invocation.start_us, end: invocation.end_us.max(invocation.start_us), group: None };
+        let full = self.parents.len() >= self.config.most_kinds;
+        let parent = self.parents.get(&key).copied().unwrap_or(if full { 0 } else { new });
+        if parent == new {
+            self.parents.insert(key, parent);
+        }
+        let inv = Inv {
+            parent,
+            start: invocation.start_us,
+            end: invocation.end_us.max(invocation.start_us),
+            open: invocation.open,
+            clues: invocation.clues,
+            group: None,
+        };
         self.services.entry(invocation.service).or_default().invocations.push((id, inv));
     }
 
     /// Takes in a call that was answered.
     pub fn observe_call(&mut self, id: CallId, call: &Call) {
         let new = self.kinds.len() as Kind;
-        let kind = *self.kinds.entry((call.service, call.callee, call.op)).or_insert(new);
-        let sent = Sent { kind, start: call.start_us, end: call.end_us.max(call.start_us), callee: None };
-        self.services.entry(call.service).or_default().calls.push((id, sent, call.invocation));
+        let key = (call.service, call.callee, call.op);
+        let full = self.kinds.len() >= self.config.most_kinds;
+        let kind = self.kinds.get(&key).copied().unwrap_or(if full { 0 } else { new });
+        if kind == new {
+            self.kinds.insert(key, kind);
+        }
+        let sent = Sent {
+            kind,
+            start: call.start_us,
+            end: call.end_us.max(call.start_us),
+            callee: None,
+            made_by: None,
+            clues: call.clues,
+        };
+        let links = Links { caused: call.invocation, made_by: call.made_by };
+        self.services.entry(call.service).or_default().calls.push((id, sent, links));
     }
 
     /// How many spans wait for a decision.
@@ -284,8 +327,7 @@ impl Inference {
             service.windows = service.windows.saturating_add(1);
             if let Some((window, solved)) = windows.get(name) {
                 service.model.fade(self.config.keep);
-                let trust: Vec<f64> = solved.choices.iter().map(|choices| sure(choices)).collect();
-                window.learn(&mut service.model, &solved.parent, &solved.p, &trust);
+                window.learn_solved(&mut service.model, solved);
             }
         }
         windows
@@ -294,10 +336,6 @@ impl Inference {
 
 /// Windows after which a model is no longer young.
 const YOUNG: u32 = 3;
-
-fn sure(choices: &[beam::Choice]) -> f64 {
-    choices.first().map_or(0.0, |choice| choice.p)
-}
 
 /// What was observed of a service and is not decided.
 #[derive(Debug, Default)]
@@ -324,12 +362,13 @@ impl Window {
         service.tick(base);
         let tick = service.tick.max(1);
         let ticks = |time: i64| time.saturating_sub(base).div_euclid(tick);
-        let callee = |link: &Option<InvocationId>| link.and_then(|id| own.get(&id).copied());
+        let own = |id: Option<InvocationId>| id.and_then(|id| own.get(&id).copied());
         let sent: Vec<Sent> = service
             .calls
             .iter()
-            .map(|(_, sent, link)| Sent {
-                callee: callee(link),
+            .map(|(_, sent, links)| Sent {
+                callee: own(links.caused),
+                made_by: own(links.made_by),
                 start: ticks(sent.start),
                 end: ticks(sent.end),
                 ..*sent
@@ -347,7 +386,7 @@ impl Window {
                 .map(|(_, inv)| Inv { start: ticks(inv.start), end: ticks(inv.end), ..*inv })
                 .collect(),
             sent,
-            caused: service.calls.iter().map(|(.., link)| *link).collect(),
+            caused: service.calls.iter().map(|(.., links)| links.caused).collect(),
             groups: Vec::new(),
             inside,
             model: None,
@@ -364,39 +403,66 @@ impl Window {
         let model = self.model.take().unwrap_or_else(|| {
             let mut model = known();
             if service.windows < YOUNG {
-                self.learn(&mut model, &start::guess(&self.invs, &self.sent), &[], &start::trust(&self.invs));
+                self.learn_guess(&mut model, &start::guess(&self.invs, &self.sent), &start::trust(&self.invs));
             }
             model
         });
         let limits = Limits { width: config.width, drop: 12.0, lattice: 200_000 };
-        let mut ready = Known { templates: model.templates(), visits: model.visits() };
+        let mut ready = Known { templates: model.templates(), visits: model.visits(), belief: model.belief };
         *solved = beam::solve(&self.invs, &self.sent, &self.groups, &mut ready, limits);
         let mut model = known();
-        let trust: Vec<f64> = solved.choices.iter().map(|choices| sure(choices)).collect();
-        self.learn(&mut model, &solved.parent, &solved.p, &trust);
+        self.learn_solved(&mut model, solved);
         self.model = Some(model);
     }
 
     /// Learns each invocation with the calls that it is thought to have made.
-    fn learn(&self, model: &mut Model, parents: &[Option<u32>], p: &[f64], trust: &[f64]) {
+    fn learn_guess(&self, model: &mut Model, parents: &[Option<u32>], trust: &[f64]) {
         let mut children: Vec<Vec<Child>> = vec![Vec::new(); self.invs.len()];
-        let mut together: Vec<Vec<Kind>> = vec![Vec::new(); self.groups.len()];
         for (sent, parent) in self.sent.iter().zip(parents) {
-            let Some(parent) = parent.map(|parent| parent as usize) else { continue };
-            if let Some(children) = children.get_mut(parent) {
+            if let Some(children) = parent.and_then(|parent| children.get_mut(parent as usize)) {
                 children.push(sent.child());
             }
-            let group = self.invs.get(parent).and_then(|inv| inv.group);
+        }
+        for ((inv, children), trust) in self.invs.iter().zip(&children).zip(trust).filter(|((inv, _), _)| !inv.open) {
+            model.learn(inv.parent, (self.begin(inv), inv.end), children, *trust);
+        }
+        self.learn_visits(model, parents);
+    }
+
+    /// Learns each invocation with the calls that it most probably made, by the probability of that.
+    fn learn_solved(&self, model: &mut Model, solved: &Solved) {
+        let mut children = Vec::new();
+        for (inv, choices) in self.invs.iter().zip(&solved.choices).filter(|(inv, _)| !inv.open) {
+            let Some(choice) = choices.first() else { continue };
+            children.clear();
+            children.extend(choice.calls.iter().filter_map(|call| self.sent.get(*call as usize)).map(Sent::child));
+            model.learn(inv.parent, (self.begin(inv), inv.end), &children, choice.p.min(1.0));
+        }
+        self.learn_visits(model, &solved.parent);
+        self.learn_order(model, &solved.parent, &solved.p);
+        self.learn_clues(model, solved);
+    }
+
+    fn learn_visits(&self, model: &mut Model, parents: &[Option<u32>]) {
+        let mut together: Vec<Vec<Kind>> = vec![Vec::new(); self.groups.len()];
+        for (sent, parent) in self.sent.iter().zip(parents) {
+            let group = parent.and_then(|parent| self.invs.get(parent as usize)).and_then(|inv| inv.group);
             if let Some(kinds) = group.and_then(|group| together.get_mut(group as usize)) {
                 kinds.push(sent.kind);
             }
         }
-        self.learn_each(model, &children, trust);
         for kinds in together {
             model.learn_visits(kinds.into_iter(), 1.0);
         }
-        if !p.is_empty() {
-            self.learn_order(model, parents, p);
+    }
+
+    fn learn_clues(&self, model: &mut Model, solved: &Solved) {
+        for pointed in &solved.pointed {
+            let at = pointed.call as usize;
+            let (Some(Some(parent)), Some(p)) = (solved.parent.get(at), solved.p.get(at)) else { continue };
+            if let Some(maker) = pointed.candidates.iter().position(|candidate| candidate == parent) {
+                model.belief.learn(&pointed.pointers, maker, p.clamp(0.0, 1.0));
+            }
         }
     }
 
@@ -430,12 +496,6 @@ impl Window {
     fn begin(&self, inv: &Inv) -> Begin {
         let visit = inv.group.and_then(|group| self.groups.get(group as usize)).map(|group| group.last);
         Begin { start: inv.start, visit }
-    }
-
-    fn learn_each(&self, model: &mut Model, children: &[Vec<Child>], trust: &[f64]) {
-        for ((inv, children), trust) in self.invs.iter().zip(children).zip(trust) {
-            model.learn(inv.parent, (self.begin(inv), inv.end), children, *trust);
-        }
     }
 }
 

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::{
+    clues::Belief,
     density::{Counts, Density},
     order::Odds,
     sets::{Set, Sets},
@@ -55,7 +56,7 @@ pub(super) struct Begin {
 /// Most earlier calls that are looked at for a trigger; an invocation may make any number.
 const LOOK_BACK: usize = 24;
 /// Most kinds of calls of one kind of invocation that serve as triggers.
-const MOST_TRIGGERS: usize = 16;
+const MOST_TRIGGERS: usize = 8;
 /// Most kinds of calls that are learned for one kind of invocation.
 const MOST_KINDS: usize = 128;
 
@@ -116,6 +117,15 @@ impl Waits {
         let delays = self.0.entry(trigger).or_default();
         let counts = if found { &mut delays.main } else { &mut delays.instead };
         counts.add(at.saturating_sub(time), weight);
+    }
+
+    /// ln likelihood of an event on average, under the best trigger.
+    fn usual(&self, late: bool) -> f64 {
+        let fit = |trigger: Trigger| {
+            let delays = self.0.get(&trigger)?;
+            Some((delays.main.fit() + delays.instead.fit()) / delays.weight().max(1e-9))
+        };
+        self.best(late).and_then(|factor| fit(factor.trigger)).unwrap_or(0.0)
     }
 
     /// The trigger under which the delays were the least surprise.
@@ -199,6 +209,8 @@ pub(super) struct Template {
     end: Option<Factor>,
     /// Kinds of calls that are answered after the invocation has ended, as a rule, and how long after.
     outlasts: Vec<(Kind, Density)>,
+    /// ln of what the end of an invocation is worth on average.
+    usual_end: f64,
     flat: Density,
 }
 
@@ -222,6 +234,7 @@ impl Template {
                 .filter(|(_, (after, before))| mostly(after, *before))
                 .map(|(kind, (after, _))| (*kind, Density::of(after)))
                 .collect(),
+            usual_end: record.end.usual(record.late()),
             flat: Density::flat(),
         }
     }
@@ -288,12 +301,26 @@ impl Template {
     }
 }
 
+impl Template {
+    /// What the end of an invocation in `set` will probably be worth: as if it made no more calls, by the probability of
+    /// that, and else what an end is worth on average.
+    pub fn outlook(&self, set: Set, begin: Begin, earlier: impl Iterator<Item = Child> + Clone, end: i64) -> f64 {
+        let stop = self.sets.stop(set).min(0.0);
+        let now = self.end(set, begin, earlier, end);
+        let later = (1.0 - stop.exp()).max(1e-9).ln() + self.usual_end;
+        let (high, low) = if now >= later { (now, later) } else { (later, now) };
+        high + (low - high).exp().ln_1p()
+    }
+}
+
 /// Everything that was learned, by kind of invocation.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Model {
     records: BTreeMap<Parent, Record>,
     /// How often each set of calls was made by all visits of a trace together.
     visits: BTreeMap<Vec<(Kind, u16)>, f64>,
+    /// How far clues are to be believed.
+    pub belief: Belief,
 }
 
 /// How often each kind of call is there.
@@ -311,6 +338,7 @@ impl Model {
     pub fn fade(&mut self, keep: f64) {
         self.visits.values_mut().for_each(|count| *count *= keep);
         self.visits.retain(|_, count| *count > 1e-3);
+        self.belief.fade(keep);
         for record in self.records.values_mut() {
             record.sets.values_mut().for_each(|count| *count *= keep);
             record.sets.retain(|_, count| *count > 1e-3);

@@ -16,24 +16,34 @@ const MOST_LIVE: usize = 64;
 /// Quiet calls of a kind that are enough to learn from.
 const ENOUGH: usize = 24;
 const ROUNDS: usize = 5;
-/// What an invocation that overlaps another of its kind counts for.
+/// The least that an invocation which overlaps another of its kind counts for.
 const CROWDED: f64 = 0.02;
 
-/// For each invocation how far to trust its calls: little while another of its kind is live.
+/// For each invocation how far to trust its calls: little while another of its kind is live, unless it always is.
 pub(super) fn trust(invs: &[Inv]) -> Vec<f64> {
-    let mut trust = vec![1.0; invs.len()];
+    let mut quiet = vec![true; invs.len()];
     // The invocation of each kind that ends last, of those so far.
     let mut last = BTreeMap::<Parent, (i64, usize)>::new();
     for (index, inv) in invs.iter().enumerate() {
         let (end, other) = last.get(&inv.parent).copied().unwrap_or((i64::MIN, index));
         if other != index && end >= inv.start {
-            [index, other].into_iter().filter_map(|at| trust.get_mut(at).map(|t| *t = CROWDED)).for_each(drop);
+            [index, other].into_iter().filter_map(|at| quiet.get_mut(at).map(|quiet| *quiet = false)).for_each(drop);
         }
         if inv.end >= end {
             last.insert(inv.parent, (inv.end, index));
         }
     }
-    trust
+    let mut counts = BTreeMap::<Parent, (usize, usize)>::new();
+    for (inv, quiet) in invs.iter().zip(&quiet) {
+        let (alone, crowded) = counts.entry(inv.parent).or_default();
+        *(if *quiet { alone } else { crowded }) += 1;
+    }
+    let trust = |(inv, quiet): (&Inv, &bool)| {
+        let (alone, crowded) = counts.get(&inv.parent).copied().unwrap_or_default();
+        let lacking = ENOUGH.saturating_sub(alone) as f64;
+        if *quiet { 1.0 } else { (lacking / crowded.max(1) as f64).clamp(CROWDED, 1.0) }
+    };
+    invs.iter().zip(&quiet).map(trust).collect()
 }
 
 #[derive(Debug, Default)]

@@ -139,9 +139,26 @@ fn small_windows_decide_nearly_as_well() {
 #[test]
 fn a_call_that_nobody_can_have_made_has_no_invocation() {
     let mut inference = Inference::new(Config::default());
-    let invocation = Invocation { service: 1, op: 1, caller: None, start_us: 1000, end_us: 2000 };
+    let invocation = Invocation {
+        service: 1,
+        op: 1,
+        caller: None,
+        start_us: 1000,
+        end_us: 2000,
+        open: false,
+        clues: Clues::default(),
+    };
     inference.observe_invocation(InvocationId(1), &invocation);
-    let call = Call { service: 1, callee: 2, op: 3, start_us: 5000, end_us: 6000, invocation: None };
+    let call = Call {
+        service: 1,
+        callee: 2,
+        op: 3,
+        start_us: 5000,
+        end_us: 6000,
+        invocation: None,
+        made_by: None,
+        clues: Clues::default(),
+    };
     inference.observe_call(CallId(1), &call);
     inference.observe_call(CallId(2), &Call { start_us: 1200, end_us: 1500, ..call });
     inference.observe_call(CallId(3), &Call { service: 9, ..call });
@@ -154,8 +171,18 @@ fn a_call_that_nobody_can_have_made_has_no_invocation() {
 #[test]
 fn what_is_still_open_waits() {
     let mut inference = Inference::new(Config::default());
-    let invocation = Invocation { service: 1, op: 1, caller: None, start_us: 0, end_us: 100 };
-    let call = Call { service: 1, callee: 2, op: 3, start_us: 10, end_us: 20, invocation: None };
+    let invocation =
+        Invocation { service: 1, op: 1, caller: None, start_us: 0, end_us: 100, open: false, clues: Clues::default() };
+    let call = Call {
+        service: 1,
+        callee: 2,
+        op: 3,
+        start_us: 10,
+        end_us: 20,
+        invocation: None,
+        made_by: None,
+        clues: Clues::default(),
+    };
     for (id, at) in [(1, 0), (2, 1000)] {
         let moved = Invocation { start_us: at, end_us: at + 100, ..invocation };
         inference.observe_invocation(InvocationId(id), &moved);
@@ -199,13 +226,18 @@ fn feed(inference: &mut Inference, (invocations, calls): &(Vec<Row>, Vec<Row>)) 
     for (id, start_us, end_us, name) in invocations {
         let name = u32::from(*name);
         let caller = (name > 1).then_some(name / 2);
-        let invocation = Invocation { service: name / 2, op: name % 2, caller, start_us: *start_us, end_us: *end_us };
+        let open = id % 5 == 0;
+        let clues = Clues { process: u32::from(id % 3), ids: [u64::from(id % 4), 0, 0, 0], ..Clues::default() };
+        let (service, op) = (name / 2, name % 2);
+        let invocation = Invocation { service, op, caller, start_us: *start_us, end_us: *end_us, open, clues };
         inference.observe_invocation(InvocationId(u64::from(*id)), &invocation);
     }
     for (id, start_us, end_us, name) in calls {
         let (service, callee) = (u32::from(name / 2), u32::from(name % 2));
         let invocation = (id % 3 > 0).then_some(InvocationId(u64::from(id / 2)));
-        let call = Call { service, callee, op: 0, start_us: *start_us, end_us: *end_us, invocation };
+        let made_by = (id % 4 == 0).then_some(InvocationId(u64::from(id / 3)));
+        let clues = Clues { process: u32::from(id % 3), words: [u64::from(id % 4), 0, 0, 0], ..Clues::default() };
+        let call = Call { service, callee, op: 0, start_us: *start_us, end_us: *end_us, invocation, made_by, clues };
         inference.observe_call(CallId(u64::from(*id)), &call);
     }
 }
@@ -249,8 +281,8 @@ fn public_traces() {
         ("hotel-75", 5.0, 985, 985),
         ("media-25", 1.0, 920, 970),
         ("media-75", 1.0, 750, 910),
-        ("node-25", 1.0, 995, 995),
-        ("node-75", 1.0, 995, 995),
+        ("node-25", 1.0, 994, 994),
+        ("node-75", 1.0, 996, 996),
     ];
     for (name, by, all, published) in floors {
         let mut traces = read(&folder.join(format!("{name}.ndjson.gz"))).unwrap();

@@ -75,6 +75,7 @@ fn node(call: &Call, index: u64, base_us: i64, children: Vec<Node>) -> Node {
         protocol: None,
         tag: Cow::Borrowed("off"),
         parent_by: Cow::Borrowed("header"),
+        probability: None,
         after_response: false,
         channel: None,
         error: None,

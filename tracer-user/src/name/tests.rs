@@ -1,5 +1,6 @@
 use std::{
     fs,
+    io::{Read as _, Write as _},
     process::{Command, Stdio},
 };
 
@@ -153,7 +154,12 @@ fn root_reads_the_environment_of_processes_of_the_sandbox_alone() {
     let names = Names::new(mount, &[] as &[&str]).unwrap();
 
     let empty = names.resolve(&path);
-    let mut child = Command::new("sleep").arg("30").env("K_SERVICE", "checkout").stdin(Stdio::null()).spawn().unwrap();
+    // It repeats a byte first: until exec has ended, a process's environment reads as empty, or as its parent's.
+    let mut command = Command::new("cat");
+    command.env("K_SERVICE", "checkout").stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().expect("this test runs cat");
+    child.stdin.as_mut().unwrap().write_all(b"1").unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
     let outside = names.resolve(&path);
     fs::write(place.join("cgroup.procs"), child.id().to_string()).unwrap();
     let inside = names.resolve(&path);

@@ -218,6 +218,7 @@ impl<'de> Deserialize<'de> for Node {
             parent_by: Option<Text<'a>>,
             #[serde(default)]
             after_response: bool,
+            probability: Option<f64>,
             channel: Option<Channel>,
             #[serde(borrow)]
             error: Option<Text<'a>>,
@@ -264,6 +265,7 @@ impl<'de> Deserialize<'de> for Node {
                 protocol: either.protocol.map(Text::word),
                 tag: need(either.tag, "tag")?.word(),
                 parent_by: need(either.parent_by, "parent_by")?.word(),
+                probability: either.probability,
                 after_response: either.after_response,
                 channel: either.channel,
                 error,
@@ -355,6 +357,9 @@ pub struct Call {
     pub tag: Cow<'static, str>,
     /// Which rule named the invocation: a name of `tracer_ebpf::record::Rule`.
     pub parent_by: Cow<'static, str>,
+    /// Of an inferred call: the probability that this invocation made it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probability: Option<f64>,
     /// Made when the invocation had already answered.
     pub after_response: bool,
     /// The connection, once the call has ended.

@@ -255,7 +255,7 @@ fn describe_call(row: &mut Row, call: &Call, callee: Option<&Invocation>, parall
     match &*call.parent_by {
         "header" | "exclusive" | "thread" => {}
         "none" => row.field(DIM, "no invocation"),
-        "inferred" => row.field(NOTE, "parent guessed"),
+        "inferred" => row.field(NOTE, format!("parent guessed, {:.0} %", 100.0 * call.probability.unwrap_or(0.0))),
         rule => row.field(DIM, format!("parent by {}", harmless(rule, TEXT_MAX))),
     }
 }

@@ -87,7 +87,9 @@ fn connecting(context: &SockOpsContext) {
     let mut parent = Parent::NOBODY;
     attribution::attribute(&mut parent, connection.sandbox, task, None);
     connection.connect_parent = parent.context.span_id;
-    connection.connect_rule = parent.rule as u8;
+    connection.connect_rule = parent.rule;
+    connection.connect_flags = parent.flags;
+    connection.connect_trust = parent.trust;
 }
 
 #[inline(always)]

@@ -9,3 +9,4 @@ mod send;
 mod state;
 mod tasks;
 mod verdict;
+mod wake;

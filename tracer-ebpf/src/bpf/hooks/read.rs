@@ -1,8 +1,8 @@
 //! read: `tp_btf/tcp_rcv_space_adjust(sk)`.
 //!
 //! net/ipv4/tcp_input.c: called by tcp_recvmsg in the thread that reads, whichever system call it used, once bytes have
-//! been copied to it. "This thread now works for the invocation whose request it read": of a server's connection, or the
-//! answer to a poll.
+//! been copied to it. "This thread now works for the invocation whose request it read", be it that of a server's
+//! connection or the answer to a poll, or whose call was answered.
 
 use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
 
@@ -10,7 +10,8 @@ use crate::{
     attribution,
     connection::{self, role},
     exchange::NO_SPAN,
-    kernel, process,
+    kernel::{self, Sock, Task, Typed},
+    process,
 };
 
 #[btf_tracepoint(function = "tcp_rcv_space_adjust")]
@@ -18,8 +19,15 @@ pub fn fn_read(context: BtfTracePointContext) -> i32 {
     let socket = context.arg::<*mut u8>(0);
     // SAFETY: the tracepoint's argument is a full socket.
     let Some(mut connection) = (unsafe { connection::get(socket.cast()) }) else { return 0 };
-    let ordinal = connection.responses;
-    let serves = connection.role == role::SERVER;
+    let current = kernel::current_task();
+    let task = Task::of(current);
+    let Some(registers) = kernel::registers(current) else { return 0 };
+    let g = attribution::goroutine(current, registers);
+    let (serves, ordinal) = (connection.role == role::SERVER, connection.responses);
+    if connection.role == role::CLIENT && connection.polled_span == 0 {
+        attribution::reads_response(task, g, connection.caller, connection.sandbox);
+        return 0;
+    }
     let span = if !serves {
         connection.polled_span
     } else if connection.open() != 0 {
@@ -30,14 +38,10 @@ pub fn fn_read(context: BtfTracePointContext) -> i32 {
     if span == 0 || span == NO_SPAN {
         return 0;
     }
-    let (task, _) = kernel::current();
-    if connection.reader == task.tid && connection.reader_span == span {
-        return 0;
-    }
-    connection.reader = task.tid;
-    connection.reader_span = span;
     connection.pid = task.pid;
-    attribution::reads(task, span, connection.sandbox);
+    // SAFETY: typed by BTF.
+    let blocking = unsafe { Typed::new(socket) }.is_some_and(|socket| Sock(socket).is_blocking());
+    attribution::reads_request(task, g, span, connection.sandbox, blocking && registers.reads_patiently());
     if serves {
         // SAFETY: the helper has no arguments.
         let now = unsafe { bpf_ktime_get_ns() };

@@ -212,7 +212,7 @@ fn call(
         return SK_PASS;
     }
     exchange::attribute_call(scratch, connection, sender);
-    let forwarded = scratch.parent.rule == Rule::Header as u32;
+    let forwarded = scratch.parent.rule == Rule::Header as u8;
     let flow = &connection.request.flow;
     let mut verdict = SK_PASS;
     let tag = if TAGGING.load() == 0 {

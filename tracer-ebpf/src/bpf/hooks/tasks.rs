@@ -16,7 +16,7 @@ pub fn fn_fork(context: BtfTracePointContext) -> i32 {
     // SAFETY: the tracepoint's arguments, typed by BTF.
     let (parent, child) = unsafe { (Typed::new(context.arg::<*const u8>(0)), Typed::new(context.arg::<*const u8>(1))) };
     if let (Some(parent), Some(child)) = (parent, child) {
-        attribution::forks(Task::of(parent), Task::of(child));
+        attribution::forks(parent, Task::of(child));
     }
     0
 }

@@ -7,7 +7,7 @@
 use std::{
     io,
     mem::{size_of, zeroed},
-    net::TcpStream,
+    net::{Shutdown, TcpStream},
     os::fd::AsRawFd as _,
     ptr::null_mut,
     thread,
@@ -117,6 +117,12 @@ fn waiting(pair: &Pair, enrol: &dyn Fn() -> Result<(), Fault>) -> Result<bool, F
         thread::sleep(Duration::from_millis(5));
         enrol()?;
         send(&pair.server, 100)?;
+        let until = Instant::now() + 2 * PATIENCE;
+        while !reader.is_finished() && Instant::now() < until {
+            thread::sleep(Duration::from_millis(1));
+        }
+        // One that has not woken up by now does by this.
+        doing("shut down", pair.client.shutdown(Shutdown::Read))?;
         Ok(reader.join().is_ok_and(|read| read == 100))
     })
 }
@@ -132,9 +138,10 @@ fn recv(socket: &TcpStream, buffer: &mut [u8], flags: libc::c_int) -> isize {
     unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), flags) }
 }
 
+/// Makes reads wait; not for ever, but for longer than a busy machine keeps the other thread waiting.
 fn blocking(socket: &TcpStream) -> Result<(), Fault> {
     doing("block", socket.set_nonblocking(false))?;
-    doing("limit a read", socket.set_read_timeout(Some(PATIENCE)))
+    doing("limit a read", socket.set_read_timeout(Some(10 * PATIENCE)))
 }
 
 fn set(socket: &TcpStream, level: libc::c_int, option: libc::c_int, value: &libc::c_int) -> Result<(), Fault> {

@@ -54,6 +54,7 @@ pub fn outside(to: &str, start: i64, us: u64) -> Call {
         protocol: None,
         tag: "injected".into(),
         parent_by: "exclusive".into(),
+        probability: None,
         after_response: false,
         channel: None,
         error: None,
