@@ -19,6 +19,7 @@ mod faults;
 mod functions;
 mod harness;
 mod hostile;
+mod lambda;
 mod leaving;
 mod life;
 mod paths;

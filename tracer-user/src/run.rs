@@ -344,6 +344,7 @@ impl Flow {
         let config = Config {
             settle_ns: output.settle.as_nanos() as u64,
             query: output.query,
+            since_ns: monotonic_ns(),
             infer_min: output.infer_min,
             infer_by_timing: output.infer_by_timing,
             ..Config::default()

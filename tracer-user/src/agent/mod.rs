@@ -206,10 +206,10 @@ impl Agent {
     /// Makes a cgroup a sandbox, as the mkdir hook does for those that appear later.
     fn select(&mut self, cgroup: u64) -> Result<()> {
         let map = self.bpf()?.map_mut("SANDBOXES").context("the object has no map SANDBOXES")?;
-        let mut sandboxes: HashMap<_, u64, [u64; 10]> = HashMap::try_from(map)?;
+        let mut sandboxes: HashMap<_, u64, [u64; 11]> = HashMap::try_from(map)?;
         const NO_EXIST: u64 = 1;
         // The mkdir hook may have been faster; what it noted stays.
-        let _ = sandboxes.insert(cgroup, [0; 10], NO_EXIST);
+        let _ = sandboxes.insert(cgroup, [0; 11], NO_EXIST);
         sandboxes.get(&cgroup, 0).map(drop).context("note a sandbox")
     }
 

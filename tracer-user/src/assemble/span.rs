@@ -4,7 +4,7 @@ use std::{collections::HashMap, net::Ipv6Addr};
 
 use tracer_ebpf::record::{Reason, Rule, Tag, Wire};
 
-use crate::{head::Head, path::Channel};
+use crate::{head::Head, path::Channel, polled::Polled};
 
 /// Span ids can be a tenant's choice, so the hash is seeded; nothing may depend on a map's order.
 pub(super) type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
@@ -90,6 +90,10 @@ pub(super) struct Span {
     /// Once given out: whether its path was unsampled, so that what comes late is not printed either.
     pub unsampled: bool,
     pub head: Head,
+    /// A runtime that was to be set up for it could not be.
+    pub init_failed: bool,
+    /// Of an invocation that a runtime polled for: what the runtime API says of it.
+    pub polled: Option<Box<Polled>>,
 }
 
 impl Span {

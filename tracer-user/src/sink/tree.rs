@@ -8,7 +8,7 @@ use unicode_width::UnicodeWidthStr;
 
 use super::stats::Stats;
 use crate::forecast;
-use crate::path::{Call, Http, Invocation, Line, Node};
+use crate::path::{Call, Faas, Http, Invocation, Line, Node};
 use crate::text::harmless;
 
 /// How the tree looks. The caller decides: it knows the terminal, `NO_COLOR` and the like.
@@ -215,10 +215,9 @@ impl<W: Write> Tree<W> {
 fn describe_invocation(row: &mut Row, invocation: &Invocation) {
     row.push(NAME, harmless(&invocation.function, TEXT_MAX));
     request(row, invocation.http.as_ref());
+    platform(row, invocation.faas.as_deref());
     outcome(row, invocation.http.as_ref(), invocation.error.as_deref(), invocation.duration_us);
-    if invocation.cold {
-        row.field(COLD, "cold");
-    }
+    cold(row, invocation);
     if let Some(parent) = invocation.outside_parent {
         row.field(DIM, format!("from outside span {parent}"));
     }
@@ -240,9 +239,12 @@ fn describe_call(row: &mut Row, call: &Call, callee: Option<&Invocation>, parall
     if call.protocol.is_some() {
         row.field(DIM, "connection, not HTTP/1");
     }
-    outcome(row, call.http.as_ref(), call.error.as_deref(), call.duration_us);
-    if callee.is_some_and(|callee| callee.cold) {
-        row.field(COLD, "cold");
+    platform(row, callee.and_then(|callee| callee.faas.as_deref()));
+    // What was polled for has no status of its own.
+    let error = call.error.as_deref().or(callee.filter(|_| call.http.is_none()).and_then(|it| it.error.as_deref()));
+    outcome(row, call.http.as_ref(), error, call.duration_us);
+    if let Some(callee) = callee {
+        cold(row, callee);
     }
     if parallel {
         row.field(DIM, "parallel");
@@ -255,6 +257,27 @@ fn describe_call(row: &mut Row, call: &Call, callee: Option<&Invocation>, parall
         "none" => row.field(DIM, "no invocation"),
         "inferred" => row.field(NOTE, format!("parent guessed, {:.0} %", 100.0 * call.probability.unwrap_or(0.0))),
         rule => row.field(DIM, format!("parent by {}", harmless(rule, TEXT_MAX))),
+    }
+}
+
+fn cold(row: &mut Row, invocation: &Invocation) {
+    if !invocation.cold {
+        return;
+    }
+    match invocation.faas.as_ref().and_then(|faas| faas.init_us) {
+        Some(us) => row.field(COLD, format!("cold, set up in {}", duration(us))),
+        None => row.field(COLD, "cold"),
+    }
+}
+
+/// What the platform calls it, and what went wrong in the platform's word.
+fn platform(row: &mut Row, faas: Option<&Faas>) {
+    let Some(faas) = faas else { return };
+    if let Some(id) = &faas.invocation_id {
+        row.field(PLAIN, format!("invocation {}", harmless(id, TEXT_MAX)));
+    }
+    if let Some(error) = &faas.error_type {
+        row.field(BAD, harmless(error, TEXT_MAX));
     }
 }
 
