@@ -78,6 +78,10 @@ pub struct Records {
     pub opaque_start: u64,
     /// [`Kind::OpaqueEnd`].
     pub opaque_end: u64,
+    /// [`Kind::SandboxExec`].
+    pub sandbox_exec: u64,
+    /// [`Kind::SandboxListens`].
+    pub sandbox_listens: u64,
 }
 
 /// How calls found the invocation that they caused, and why some did not.
@@ -116,7 +120,8 @@ pub struct Inference {
 impl Records {
     /// All of them.
     pub fn sum(&self) -> u64 {
-        self.sandbox_born + self.sandbox_gone + self.starts() + self.ends()
+        let sandboxes = self.sandbox_born + self.sandbox_gone + self.sandbox_exec + self.sandbox_listens;
+        sandboxes + self.starts() + self.ends()
     }
 
     /// Those that begin a span.
@@ -139,6 +144,8 @@ impl Records {
             Kind::CallEnd => &mut self.call_end,
             Kind::OpaqueStart => &mut self.opaque_start,
             Kind::OpaqueEnd => &mut self.opaque_end,
+            Kind::SandboxExec => &mut self.sandbox_exec,
+            Kind::SandboxListens => &mut self.sandbox_listens,
         } += 1;
     }
 }
