@@ -185,11 +185,11 @@ impl Drop for Function {
     }
 }
 
-fn source() -> PathBuf {
+pub fn source() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/functions").canonicalize().unwrap()
 }
 
-fn prepared(path: PathBuf) -> PathBuf {
+pub fn prepared(path: PathBuf) -> PathBuf {
     assert!(path.exists(), "{} is missing: run `cargo xtask functions` first", path.display());
     path
 }

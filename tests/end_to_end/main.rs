@@ -13,14 +13,18 @@ mod ahead;
 mod bytes;
 mod capabilities;
 mod client;
+mod container;
+mod containers;
 mod counters;
 mod demo;
+mod discovery;
 mod faults;
 mod functions;
 mod harness;
 mod hostile;
 mod leaving;
 mod life;
+mod namespaces;
 mod paths;
 mod sandbox;
 #[allow(dead_code, reason = "the checks in virtual machines use more of it")]
