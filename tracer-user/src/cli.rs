@@ -123,6 +123,9 @@ async fn run_demo(args: &DemoArgs, mut output: Output) -> Result<()> {
     if let Some(refusal) = doctor::checks().refusal() {
         return Err(Refusal::Host(refusal).into());
     }
+    if args.containers {
+        demo::runc_answers().map_err(|error| Refusal::Host(format!("{error:#}")))?;
+    }
     let mount = Mount::find().map_err(|error| Refusal::Host(format!("{error:#}")))?;
     demo::demo(args, &mount.point, async |tracing: Tracing| {
         let Tracing { slice, ready, stop } = tracing;
