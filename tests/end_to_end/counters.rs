@@ -25,7 +25,7 @@ use crate::{
     faults,
     functions::{Function, Kind},
     harness::{id, leaf, plan, seq, with},
-    paths,
+    lambda, paths,
     sandbox::Slice,
     trust,
 };
@@ -51,6 +51,8 @@ fn is_seen_here(counter: Counter) -> bool {
             elsewhere(faults::full_maps_harm_no_traffic_and_are_counted)
         }
         Counter::SandboxesFull => elsewhere(faults::a_sandbox_that_finds_no_room_is_not_traced_and_counted),
+        Counter::RuntimeApi => elsewhere(lambda::what_awslambdaric_is_handed_is_an_invocation),
+        Counter::PollsUnread => elsewhere(lambda::an_answer_whose_head_is_not_whole_is_counted),
         Counter::ScratchBusy | Counter::NotNoted | Counter::TagStuck => NOWHERE,
     }
 }
@@ -66,6 +68,7 @@ fn is_tag_seen_here(tag: Tag) -> bool {
         Tag::Destination => elsewhere(trust::a_destination_outside_of_tag_to_gets_no_tag),
         Tag::NotEnrolled => elsewhere(faults::full_maps_harm_no_traffic_and_are_counted),
         Tag::Malformed => elsewhere(trust::a_malformed_traceparent_is_left_alone),
+        Tag::Polled => elsewhere(lambda::what_awslambdaric_is_handed_is_an_invocation),
         Tag::Refused => NOWHERE,
     }
 }

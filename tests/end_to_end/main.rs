@@ -22,6 +22,7 @@ mod faults;
 mod functions;
 mod harness;
 mod hostile;
+mod lambda;
 mod leaving;
 mod life;
 mod namespaces;

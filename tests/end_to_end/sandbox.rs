@@ -94,8 +94,13 @@ impl Sandbox {
         kill(&self.path);
     }
 
+    /// The file through which a process enters the sandbox.
+    pub fn procs_file(&self) -> PathBuf {
+        self.path.join("cgroup.procs")
+    }
+
     fn procs(&self) -> File {
-        let file = self.path.join("cgroup.procs");
+        let file = self.procs_file();
         OpenOptions::new().write(true).open(&file).unwrap_or_else(|error| panic!("open {}: {error}", file.display()))
     }
 }

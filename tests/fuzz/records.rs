@@ -36,7 +36,7 @@ impl Bytes {
         };
         let mut bytes = record::as_bytes(&header).to_vec();
         let mut fixed = match self.kind {
-            3 | 5 | 7 => vec![0; size_of::<Start>()],
+            3 | 5 | 7 | 9 => vec![0; size_of::<Start>()],
             4 | 6 | 8 => vec![0; size_of::<End>()],
             17 => vec![0; size_of::<Listen>()],
             _ => Vec::new(),
@@ -112,5 +112,6 @@ fn written(found: &record::Record<'_>) -> Vec<u8> {
         Body::InvocationEnd(end) | Body::CallEnd(end) | Body::OpaqueEnd(end) => {
             [header, record::as_bytes(end)].concat()
         }
+        Body::RuntimeReport(report, head) => [header, record::as_bytes(report), head].concat(),
     }
 }

@@ -20,6 +20,7 @@ pub mod infer;
 pub mod input;
 pub mod name;
 pub mod path;
+pub mod polled;
 pub mod profile;
 pub mod run;
 mod signals;

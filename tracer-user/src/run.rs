@@ -63,6 +63,10 @@ pub struct RunArgs {
     #[command(flatten)]
     pub output: Output,
 
+    /// Attach programs that return at once: the floor that the bench compares with.
+    #[arg(long, hide = true)]
+    pub floor: bool,
+
     /// Another size for a map of the kernel half: for tests of what happens when it is full.
     #[arg(long, hide = true, value_name = "NAME=N", value_parser = map_entries)]
     pub map_entries: Vec<(String, u32)>,
@@ -307,6 +311,7 @@ fn plan(
         tag_to: tagging.then_some(tag_to),
         tag_max_head: args.output.tag_max_head,
         verdict,
+        floor: args.floor,
         map_entries: args.map_entries.clone(),
     })
 }
@@ -355,6 +360,7 @@ impl Flow {
         let config = Config {
             settle_ns: output.settle.as_nanos() as u64,
             query: output.query,
+            since_ns: monotonic_ns(),
             infer_min: output.infer_min,
             infer_by_timing: output.infer_by_timing,
             ..Config::default()

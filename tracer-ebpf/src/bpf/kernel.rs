@@ -89,6 +89,10 @@ offsets! {
     OFF_TASK_PID;
     /// task_struct.tgid
     OFF_TASK_TGID;
+    /// task_struct.group_leader
+    OFF_TASK_GROUP_LEADER;
+    /// task_struct.start_time
+    OFF_TASK_START_TIME;
     /// task_struct.cgroups
     OFF_TASK_CGROUPS;
     /// task_struct.mm
@@ -352,6 +356,12 @@ impl Task {
     pub fn of(task: Typed) -> Self {
         Self { tid: task.get(&OFF_TASK_PID), pid: task.get(&OFF_TASK_TGID) }
     }
+}
+
+/// When the process that runs began, CLOCK_MONOTONIC in ns.
+#[inline(always)]
+pub fn process_began_ns() -> u64 {
+    current_task().follow(&OFF_TASK_GROUP_LEADER).get(&OFF_TASK_START_TIME)
 }
 
 /// The task that runs.

@@ -20,6 +20,8 @@ mod kernel;
 mod maps;
 mod packet;
 mod pointer;
+mod process;
+mod runtime_api;
 mod scratch;
 mod stream;
 

@@ -20,6 +20,8 @@ use crate::{
     births::Birth,
     connection::Connection,
     pointer::Value,
+    process::Process,
+    runtime_api::{Polled, PolledKey},
 };
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
@@ -51,6 +53,17 @@ pub static CONTEXTS: HashMap<ContextKey, Holders, 262_144, ON_DEMAND> = HashMap:
 #[btf_map]
 pub static THREADS: HashMap<u32, Thread, 131_072, ON_DEMAND> = HashMap::new();
 
+/// Process id → the invocations that it works for. Only processes of sandboxes; the exit hook takes them out.
+#[btf_map]
+pub static PROCESSES: HashMap<u32, Process, 131_072, ON_DEMAND> = HashMap::new();
+
+/// Invocations that runtimes have polled for, by what the runtime API knows them by.
+#[btf_map]
+pub static POLLED: HashMap<PolledKey, Polled, 131_072, ON_DEMAND> = HashMap::new();
+
+/// Process id of a runtime that has asked for its first invocation → the last that it was handed.
+#[btf_map]
+pub static RUNTIMES: HashMap<u32, Polled, 65_536, ON_DEMAND> = HashMap::new();
 /// Goroutine → the span of the invocation whose request it read last. What is not used makes room.
 #[btf_map]
 pub static COROUTINES: LruHashMap<Goroutine, u64, 65_536> = LruHashMap::new();
@@ -105,6 +118,11 @@ pub static TAG_MAX_HEAD: Global<u32> = Global::new(0);
 /// 1 where enrolled sockets need the verdict program.
 #[unsafe(no_mangle)]
 pub static REPAIRED: Global<u32> = Global::new(0);
+
+/// 1 to make the programs that see traffic return at once: the floor that the bench compares with. Set by the loader, so
+/// that the verifier takes out what is behind it.
+#[unsafe(no_mangle)]
+pub static FLOOR: Global<u32> = Global::new(0);
 
 /// How many [`PATTERNS`] are in use; set by the loader.
 #[unsafe(no_mangle)]

@@ -69,6 +69,8 @@ pub const WANTED: &[Wanted] = &[
     want("OFF_KN_ID", "kernfs_node", &["id"], 8),
     want("OFF_TASK_PID", "task_struct", &["pid"], 4),
     want("OFF_TASK_TGID", "task_struct", &["tgid"], 4),
+    want("OFF_TASK_GROUP_LEADER", "task_struct", &["group_leader"], 8),
+    want("OFF_TASK_START_TIME", "task_struct", &["start_time"], 8),
     want("OFF_TASK_CGROUPS", "task_struct", &["cgroups"], 8),
     want("OFF_CSS_SET_DFL_CGRP", "css_set", &["dfl_cgrp"], 8),
     want("OFF_TASK_FSBASE", "task_struct", &["thread", "fsbase"], 8),

@@ -98,6 +98,8 @@ pub struct Plan {
     pub tag_max_head: u32,
     /// Whether enrolled sockets need the verdict program (the self-test says).
     pub verdict: bool,
+    /// Whether the programs that see traffic return at once: for the bench.
+    pub floor: bool,
     /// Other sizes for maps, by name.
     pub map_entries: Vec<(String, u32)>,
 }
@@ -146,7 +148,8 @@ impl Agent {
         for (wanted, offset) in btf::WANTED.iter().zip(&offsets) {
             loader.override_global(wanted.global, offset, true);
         }
-        let repaired = u32::from(plan.verdict);
+        let (repaired, floor) = (u32::from(plan.verdict), u32::from(plan.floor));
+        loader.override_global("FLOOR", &floor, true);
         loader.override_global("REPAIRED", &repaired, true);
         for (name, entries) in &plan.map_entries {
             loader.map_max_entries(name, *entries);
@@ -270,10 +273,10 @@ impl Agent {
     /// Makes a cgroup a sandbox, as the mkdir hook does for those that appear later.
     fn select(&mut self, cgroup: u64) -> Result<()> {
         let map = self.bpf()?.map_mut("SANDBOXES").context("the object has no map SANDBOXES")?;
-        let mut sandboxes: HashMap<_, u64, [u64; 10]> = HashMap::try_from(map)?;
+        let mut sandboxes: HashMap<_, u64, [u64; 11]> = HashMap::try_from(map)?;
         const NO_EXIST: u64 = 1;
         // The mkdir hook may have been faster; what it noted stays.
-        let _ = sandboxes.insert(cgroup, [0; 10], NO_EXIST);
+        let _ = sandboxes.insert(cgroup, [0; 11], NO_EXIST);
         sandboxes.get(&cgroup, 0).map(drop).context("note a sandbox")
     }
 

@@ -46,6 +46,11 @@ impl Birth {
 }
 
 impl Begun {
+    /// Notes when it was ready, where that does not show by a port.
+    pub fn ready(&mut self, at_ns: u64) {
+        self.ready_ns = Some(at_ns);
+    }
+
     /// As the output has it: `offset` makes a time one of the line's. `called_ns` is when the call was made.
     pub fn cold_start(&self, called_ns: Option<u64>, offset: impl Fn(u64) -> i64) -> ColdStart {
         let waited = |called: u64, ready: u64| ready.saturating_sub(called.max(self.born_ns)) / 1000;

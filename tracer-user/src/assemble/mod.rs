@@ -14,6 +14,7 @@ mod clues;
 mod emit;
 mod guess;
 mod join;
+mod runtime;
 mod span;
 mod standing;
 mod totals;
@@ -28,7 +29,9 @@ pub(crate) mod trees;
 use std::{collections::VecDeque, sync::Arc};
 
 use slab::Slab;
-use tracer_ebpf::record::{Body, End, Header, Kind, Reason, Record, Rule, START_FIRST, Start, Tag, decode};
+use tracer_ebpf::record::{
+    Body, End, Header, Kind, Reason, Record, Rule, START_FIRST, START_POLLED, Start, Tag, decode,
+};
 
 use crate::{
     head::{Head, Keep},
@@ -52,6 +55,8 @@ pub struct Config {
     pub remember: usize,
     /// Whether paths keep the query string.
     pub query: bool,
+    /// Since when the records tell all, CLOCK_MONOTONIC in ns: a runtime that is older had invocations before.
+    pub since_ns: u64,
     /// Least probability with which a call that no rule could place is hung under an invocation. At 1 nothing is
     /// inferred, and nothing waits for it.
     pub infer_min: f64,
@@ -70,6 +75,7 @@ impl Default for Config {
             max_open: 200_000,
             remember: 16_384,
             query: false,
+            since_ns: 0,
             infer_min: 0.5,
             infer_by_timing: false,
             infer_rate: 1000,
@@ -99,6 +105,8 @@ struct Sandbox {
     /// If that was seen.
     birth: Option<Birth>,
     gone: bool,
+    /// A runtime that is ready for its first invocation.
+    ready: Option<runtime::Ready>,
 }
 
 /// Records in, paths out.
@@ -235,6 +243,7 @@ impl Assembler {
                     birth.listens(header.at_ns, listen.port);
                 }
             }
+            Body::RuntimeReport(report, head) => self.runtime_report(header, &report, head),
         }
     }
 
@@ -309,10 +318,13 @@ impl Assembler {
             reason: Reason::Complete,
             join: Join::No,
             ended: false,
-            cold: None,
+            cold: false,
+            begun: None,
             registered: false,
             unsampled: false,
             head,
+            init_failed: false,
+            polled: None,
         }
     }
 
@@ -322,11 +334,17 @@ impl Assembler {
             return;
         }
         self.make_room();
-        let parsed = Head::parse(head, Keep { query: self.config.query, host: false });
+        let polled = start.flags & START_POLLED != 0;
+        let request = if polled { &[] } else { head };
+        let parsed = Head::parse(request, Keep { query: self.config.query, host: false });
         let mut span = Self::new_span(header, start, Class::Invocation, parsed);
         if start.flags & START_FIRST != 0 {
             let birth = self.sandboxes.get(&header.sandbox).and_then(|sandbox| sandbox.birth.as_ref());
-            span.cold = birth.map(|birth| Box::new(birth.until(start.wire.local_port)));
+            span.cold = birth.is_some();
+            span.begun = birth.map(|birth| Box::new(birth.until(start.wire.local_port)));
+        }
+        if polled {
+            self.polled(&mut span, head);
         }
         let key = self.insert(span);
         match self.find_call(key) {
@@ -354,6 +372,8 @@ impl Assembler {
             return;
         }
         self.make_room();
+        // A delivery's head is that of an answer.
+        let head = if start.tag == Tag::Polled as u8 { &[] } else { head };
         let parsed = Head::parse(head, Keep { query: self.config.query, host: true });
         let mut span = Self::new_span(header, start, class, parsed);
         let hint = Hint::of(start);
@@ -540,6 +560,10 @@ impl Assembler {
             Class::Call => Kind::CallEnd,
             Class::Opaque => Kind::OpaqueEnd,
         });
+        self.ends(header, end, class);
+    }
+
+    fn ends(&mut self, header: &Header, end: &End, class: Class) {
         let by_id = if class == Class::Invocation { &self.invocations } else { &self.calls };
         let stray = self.strays.get(&(end.conn, end.sequence, end.span));
         let key = by_id.get(&end.span).into_iter().chain(stray).copied().find(|key| self.fits(*key, end, class));
@@ -570,6 +594,7 @@ impl Assembler {
             return;
         }
         let (tree, awaited) = (span.tree, u32::from(span.awaited()));
+        let delivery = (class == Class::Invocation && span.reason == Reason::Exited).then_some(span.above);
         let entry = &mut self.trees[tree as usize];
         entry.open -= awaited;
         entry.last_ns = entry.last_ns.max(header.at_ns);
@@ -578,6 +603,9 @@ impl Assembler {
             self.settle(tree, seq);
         }
         self.check_ready(tree);
+        if let Some(delivery) = delivery {
+            self.undelivered(delivery, header, end);
+        }
     }
 
     fn fits(&self, key: u32, end: &End, class: Class) -> bool {

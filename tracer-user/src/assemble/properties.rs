@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 use tracer_ebpf::{
-    record::{Body, End, Header, Kind, Listen, Record, Start, Wire},
+    record::{Body, End, Header, Kind, Listen, Record, Report, Start, Wire},
     traceparent::Context,
 };
 
@@ -225,7 +225,7 @@ fn hostile() -> impl Strategy<Value = (Header, Body<'static>)> {
             pad: [0; 7],
         },
     );
-    let end = (0..4u64, 0..6u64, 0..3u32, any::<u64>(), any::<u16>(), 0..7u8).prop_map(
+    let end = (0..4u64, 0..6u64, 0..3u32, any::<u64>(), any::<u16>(), 0..9u8).prop_map(
         |(conn, span, sequence, first_byte_ns, status, reason)| End {
             conn,
             span,
@@ -239,7 +239,7 @@ fn hostile() -> impl Strategy<Value = (Header, Body<'static>)> {
         },
     );
     let at = prop_oneof![0..50u64, Just(0), Just(u64::MAX)];
-    let kinds = prop_oneof![1..9u16, 16..18u16];
+    let kinds = prop_oneof![1..10u16, 16..18u16];
     (at, 0..3u64, kinds, start, end, heads).prop_map(|(at_ns, sandbox, kind, start, end, head)| {
         let header = Header { at_ns, sandbox, kind, tail_len: head.len() as u16, pid: 1 };
         let body = match Kind::from_u16(kind).unwrap() {
@@ -253,6 +253,10 @@ fn hostile() -> impl Strategy<Value = (Header, Body<'static>)> {
             Kind::OpaqueEnd => Body::OpaqueEnd(end),
             Kind::SandboxExec => Body::SandboxExec(head),
             Kind::SandboxListens => Body::SandboxListens(Listen { port: 80, pad: [0; 6] }),
+            Kind::RuntimeReport => {
+                let report = Report { what: end.sequence.into(), span: end.span, began_ns: at_ns, pad: [0; 11] };
+                Body::RuntimeReport(report, head)
+            }
         };
         (header, body)
     })

@@ -148,7 +148,11 @@ impl Live {
             Body::OpaqueStart(start) => (start.context.span_id, Moment::Called { opaque: true }),
             Body::CallEnd(end) | Body::OpaqueEnd(end) => (end.span, Moment::Answered(Channel::of(end))),
             Body::InvocationEnd(end) => (end.span, Moment::Left),
-            Body::SandboxBorn(_) | Body::SandboxGone | Body::SandboxExec(_) | Body::SandboxListens(_) => return,
+            Body::RuntimeReport(..)
+            | Body::SandboxBorn(_)
+            | Body::SandboxGone
+            | Body::SandboxExec(_)
+            | Body::SandboxListens(_) => return,
         };
         self.due.push(Due { span: SpanId(span), at_ns: record.header.at_ns, moment });
     }

@@ -103,6 +103,7 @@ fn invocation(call: &Call, id: u64, base_us: i64, started_us: Option<i64>, child
         http: None,
         joined_by: None,
         error: None,
+        faas: None,
         children,
     })
 }

@@ -226,6 +226,7 @@ impl<'de> Deserialize<'de> for Node {
             channel: Option<Channel>,
             #[serde(borrow)]
             error: Option<Text<'a>>,
+            faas: Option<Box<Faas>>,
             #[serde(default, deserialize_with = "children")]
             children: Vec<Node>,
         }
@@ -253,6 +254,7 @@ impl<'de> Deserialize<'de> for Node {
                 http,
                 joined_by: either.joined_by,
                 error,
+                faas: either.faas,
                 children,
             }),
             Kind::Call => Self::Call(Call {
@@ -324,6 +326,9 @@ pub struct Invocation {
     /// What went wrong below HTTP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<Cow<'static, str>>,
+    /// What the platform says of it, where its runtime polled for it or could not be set up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub faas: Option<Box<Faas>>,
     /// The calls that it made, in order of start.
     pub children: Vec<Node>,
 }
@@ -393,6 +398,27 @@ pub struct Http {
     /// The status code; none if no response was seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
+}
+
+/// What a runtime API says of an invocation, as OpenTelemetry's `faas.invocation_id`, `cloud.resource_id`, `error.type`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Faas {
+    /// The id by which the platform knows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub invocation_id: Option<Box<str>>,
+    /// The function's resource name (ARN).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resource_id: Option<Box<str>>,
+    /// When it has to have answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<Time>,
+    /// How long the runtime took to set itself up, from the start of its process to its first poll, if this was the
+    /// first invocation that it was handed: the cold start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_us: Option<u64>,
+    /// What went wrong, in the runtime's own word or the platform's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_type: Option<Box<str>>,
 }
 
 /// The TCP connection of a call, as the caller's kernel sees it when the call ends.

@@ -8,7 +8,7 @@ use unicode_width::UnicodeWidthStr;
 
 use super::stats::Stats;
 use crate::forecast;
-use crate::path::{Call, Http, Invocation, Line, Node};
+use crate::path::{Call, Faas, Http, Invocation, Line, Node};
 use crate::text::harmless;
 
 /// How the tree looks. The caller decides: it knows the terminal, `NO_COLOR` and the like.
@@ -215,6 +215,7 @@ impl<W: Write> Tree<W> {
 fn describe_invocation(row: &mut Row, invocation: &Invocation) {
     row.push(NAME, harmless(&invocation.function, TEXT_MAX));
     request(row, invocation.http.as_ref());
+    platform(row, invocation.faas.as_deref());
     outcome(row, invocation.http.as_ref(), invocation.error.as_deref(), invocation.duration_us);
     cold(row, invocation, None);
     if let Some(parent) = invocation.outside_parent {
@@ -238,7 +239,10 @@ fn describe_call(row: &mut Row, call: &Call, callee: Option<&Invocation>, parall
     if call.protocol.is_some() {
         row.field(DIM, "connection, not HTTP/1");
     }
-    outcome(row, call.http.as_ref(), call.error.as_deref(), call.duration_us);
+    platform(row, callee.and_then(|callee| callee.faas.as_deref()));
+    // What was polled for has no status of its own.
+    let error = call.error.as_deref().or(callee.filter(|_| call.http.is_none()).and_then(|it| it.error.as_deref()));
+    outcome(row, call.http.as_ref(), error, call.duration_us);
     if let Some(callee) = callee {
         cold(row, callee, call.duration_us);
     }
@@ -262,10 +266,14 @@ fn cold(row: &mut Row, invocation: &Invocation, call_us: Option<u64>) {
         return;
     }
     row.field(COLD, "cold");
-    let Some(start) = &invocation.cold_start else { return };
-    if let Some(took) = start.ready_us.map(|ready| ready.saturating_sub(start.born_us)) {
-        row.push(COLD, format!(" {}", duration(took.max(0) as u64)));
+    let start = invocation.cold_start.as_ref();
+    let took = start.and_then(|start| Some(start.ready_us?.saturating_sub(start.born_us).max(0) as u64));
+    match (took, invocation.faas.as_ref().and_then(|faas| faas.init_us)) {
+        (Some(took), _) => row.push(COLD, format!(" {}", duration(took))),
+        (None, Some(init)) => row.push(COLD, format!(", set up in {}", duration(init))),
+        (None, None) => {}
     }
+    let Some(start) = start else { return };
     match (start.waited_us, call_us) {
         (Some(0), _) => row.push(DIM, ", before the call"),
         (Some(waited), Some(call)) => {
@@ -273,6 +281,17 @@ fn cold(row: &mut Row, invocation: &Invocation, call_us: Option<u64>) {
             row.push(COLD, format!(", {:.0} % of the wait", part.min(100.0)));
         }
         _ => {}
+    }
+}
+
+/// What the platform calls it, and what went wrong in the platform's word.
+fn platform(row: &mut Row, faas: Option<&Faas>) {
+    let Some(faas) = faas else { return };
+    if let Some(id) = &faas.invocation_id {
+        row.field(PLAIN, format!("invocation {}", harmless(id, TEXT_MAX)));
+    }
+    if let Some(error) = &faas.error_type {
+        row.field(BAD, harmless(error, TEXT_MAX));
     }
 }
 

@@ -19,7 +19,9 @@ use self::{
     thread::{entry, how, thread},
 };
 pub use self::{
-    live::{ContextKey, Holders, Invocation, Sandbox, begin, begin_unknown, end, end_unknown, invocation, sandbox},
+    live::{
+        ContextKey, Holders, Invocation, Sandbox, begin, begin_unknown, end, end_unknown, invocation, only, sandbox,
+    },
     thread::{Futex, Goroutine, Thread, exits, forks, goroutine, reads_request, reads_response, wakes},
     trust::{answers, misses},
 };
@@ -27,6 +29,7 @@ use crate::{
     kernel::{self, Task},
     maps::COROUTINES,
     pointer::Value,
+    process,
 };
 
 /// The answer to "whose call is this?".
@@ -139,21 +142,20 @@ fn decide_for(parent: &mut Parent, sandbox_id: u64, task: Task, carried: Option<
         && !known.as_ref().is_some_and(|known| is_elsewhere(known, &only, alone))
         && parent.is(Rule::Exclusive, &only, alone, sandbox_id)
     {
-        let left = sandbox.leftover.load() != 0;
-        // A loop's thread does whatever there is to do, also what was left.
-        let works_for_it =
-            known.as_ref().is_some_and(|known| known.context.span_id == alone && !(left && known.how == how::TURN));
-        let has_own_work = known.as_ref().is_some_and(|known| known.background == 1);
-        let ended = sandbox.ended_ns.load();
-        let quiet = !has_own_work && !left && (ended == 0 || only.start_ns.wrapping_sub(ended) > LEFTOVER_NS);
-        if !works_for_it && !quiet {
-            // What the one before has left running may have called. Nothing says so, but nothing says otherwise.
-            parent.flags = START_WEAK;
-            parent.trust = if has_own_work { trust::RATHER } else { trust::LIKELY };
-        }
+        doubt_alone(parent, &known, &only, sandbox.leftover.load() != 0, sandbox.ended_ns.load());
         return;
     }
     if !task.is_known() {
+        return;
+    }
+    if sandbox.unknown.load() == 0
+        && let Some(process) = process::process(task.pid)
+        && let Some(only) = invocation(process.works_for())
+        && only.start_ns > process.overlap_ns.load()
+        && !known.as_ref().is_some_and(|known| is_elsewhere(known, &only, process.works_for()))
+        && parent.is(Rule::Process, &only, process.works_for(), sandbox_id)
+    {
+        doubt_alone(parent, &known, &only, sandbox.leftover.load() != 0, process.ended_ns.load());
         return;
     }
     // Before its first invocation a sandbox sets itself up; a thread that calls then need not have work of its own.
@@ -172,6 +174,23 @@ fn decide_for(parent: &mut Parent, sandbox_id: u64, task: Task, carried: Option<
     if is_background {
         known.background = 1;
         sandbox.leftover.store(1);
+    }
+}
+
+/// `parent` is the one invocation that a sandbox, or a process, has worked for since it began. Where the one before it has
+/// `ended` only shortly before (ns, 0 for never), or something was left running already, what that one has left may have
+/// called. Nothing says so, but nothing says otherwise.
+#[inline(always)]
+fn doubt_alone(parent: &mut Parent, known: &Option<Value<Thread>>, only: &Invocation, left: bool, ended: u64) {
+    let alone = parent.context.span_id;
+    // A loop's thread does whatever there is to do, also what was left.
+    let works_for_it =
+        known.as_ref().is_some_and(|known| known.context.span_id == alone && !(left && known.how == how::TURN));
+    let has_own_work = known.as_ref().is_some_and(|known| known.background == 1);
+    let quiet = !has_own_work && !left && (ended == 0 || only.start_ns.wrapping_sub(ended) > LEFTOVER_NS);
+    if !works_for_it && !quiet {
+        parent.flags = START_WEAK;
+        parent.trust = if has_own_work { trust::RATHER } else { trust::LIKELY };
     }
 }
 

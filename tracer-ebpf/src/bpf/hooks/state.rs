@@ -21,7 +21,7 @@ use crate::{
     exchange,
     kernel::{Sock, TcpSock, Typed},
     pointer::Value,
-    scratch,
+    runtime_api, scratch,
 };
 
 #[btf_tracepoint(function = "inet_sock_set_state")]
@@ -79,5 +79,6 @@ fn changes(mut connection: Value<Connection>, socket: *mut u8, old: u32, new: u3
         exchange::opaque_ends(&mut scratch, &mut connection);
         exchange::finish(&mut scratch, &mut connection, Reason::Closed, 0);
     }
+    runtime_api::settle(&mut scratch, &mut connection);
     scratch::give_back(&scratch);
 }

@@ -30,6 +30,7 @@ pub fn invocation(function: &str, start: i64, us: u64, children: Vec<Node>) -> I
         http: Some(http("POST", &format!("/{function}"), 200)),
         joined_by: Some(JoinedBy::Tag),
         error: None,
+        faas: None,
         children,
     }
 }
