@@ -338,16 +338,6 @@ pub struct End {
     pub rtt_us: u32,
 }
 
-/// Where a sandbox takes requests from now on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct Listen {
-    /// The socket's port, host byte order.
-    pub port: u16,
-    #[doc(hidden)]
-    pub pad: [u8; 6],
-}
-
 /// What a [`Report`] says.
 pub mod report {
     /// The runtime asks for its first invocation: it has set itself up.
@@ -374,6 +364,16 @@ pub struct Report {
 
 // The tail lies behind the longest fixed part there is.
 const _: () = assert!(size_of::<Report>() == size_of::<Start>());
+/// Where a sandbox takes requests from now on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Listen {
+    /// The socket's port, host byte order.
+    pub port: u16,
+    #[doc(hidden)]
+    pub pad: [u8; 6],
+}
+
 const _: () = assert!(size_of::<Header>() == 24);
 const _: () = assert!(size_of::<Listen>() == 8);
 const _: () = assert!(size_of::<Wire>() == 48);
@@ -455,9 +455,9 @@ unsafe impl Plain for Start {}
 // SAFETY: as above.
 unsafe impl Plain for End {}
 // SAFETY: as above.
-unsafe impl Plain for Listen {}
-// SAFETY: as above.
 unsafe impl Plain for Report {}
+// SAFETY: as above.
+unsafe impl Plain for Listen {}
 
 fn take<T: Plain>(bytes: &[u8]) -> Option<(T, &[u8])> {
     let (value, rest) = bytes.split_at_checked(size_of::<T>())?;

@@ -46,8 +46,13 @@ impl Birth {
 }
 
 impl Begun {
-    /// Notes when it was ready, where that does not show by a port.
-    pub fn ready(&mut self, at_ns: u64) {
+    /// The start of a process, in a sandbox that is older or whose birth was not seen.
+    pub fn of_process(began_ns: u64) -> Self {
+        Self { born_ns: began_ns, started_ns: Some(began_ns), ready_ns: None }
+    }
+
+    /// Notes when it was ready, of who listens nowhere but says so itself.
+    pub fn is_ready(&mut self, at_ns: u64) {
         self.ready_ns = Some(at_ns);
     }
 

@@ -270,8 +270,8 @@ impl Assembler {
                 duration_us,
                 first_byte_us,
                 ended: span.ended,
-                cold: span.cold,
-                cold_start: span.begun.as_ref().map(|begun| begun.cold_start(called_ns, offset)),
+                cold: span.cold.is_some(),
+                cold_start: span.cold.as_ref().map(|begun| begun.cold_start(called_ns, offset)),
                 http,
                 joined_by: match span.join {
                     Join::No => None,

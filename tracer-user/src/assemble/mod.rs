@@ -106,7 +106,15 @@ struct Sandbox {
     birth: Option<Birth>,
     gone: bool,
     /// A runtime that is ready for its first invocation.
-    ready: Option<runtime::Ready>,
+    ready: Option<Ready>,
+}
+
+/// A runtime that polls, and has asked for its first invocation. Times are CLOCK_MONOTONIC, ns.
+#[derive(Clone, Copy, Debug)]
+struct Ready {
+    pid: u32,
+    began_ns: u64,
+    at_ns: u64,
 }
 
 /// Records in, paths out.
@@ -231,6 +239,7 @@ impl Assembler {
             Body::InvocationEnd(end) => self.end(header, &end, Class::Invocation),
             Body::CallEnd(end) => self.end(header, &end, Class::Call),
             Body::OpaqueEnd(end) => self.end(header, &end, Class::Opaque),
+            Body::RuntimeReport(report, head) => self.runtime_report(header, &report, head),
             Body::SandboxExec(_) => {
                 self.totals.records.count(Kind::SandboxExec);
                 if let Some(birth) = self.birth(header.sandbox) {
@@ -243,7 +252,6 @@ impl Assembler {
                     birth.listens(header.at_ns, listen.port);
                 }
             }
-            Body::RuntimeReport(report, head) => self.runtime_report(header, &report, head),
         }
     }
 
@@ -318,8 +326,7 @@ impl Assembler {
             reason: Reason::Complete,
             join: Join::No,
             ended: false,
-            cold: false,
-            begun: None,
+            cold: None,
             registered: false,
             unsampled: false,
             head,
@@ -340,8 +347,7 @@ impl Assembler {
         let mut span = Self::new_span(header, start, Class::Invocation, parsed);
         if start.flags & START_FIRST != 0 {
             let birth = self.sandboxes.get(&header.sandbox).and_then(|sandbox| sandbox.birth.as_ref());
-            span.cold = birth.is_some();
-            span.begun = birth.map(|birth| Box::new(birth.until(start.wire.local_port)));
+            span.cold = birth.map(|birth| Box::new(birth.until(start.wire.local_port)));
         }
         if polled {
             self.polled(&mut span, head);

@@ -251,12 +251,12 @@ fn hostile() -> impl Strategy<Value = (Header, Body<'static>)> {
             Kind::CallEnd => Body::CallEnd(end),
             Kind::OpaqueStart => Body::OpaqueStart(start),
             Kind::OpaqueEnd => Body::OpaqueEnd(end),
-            Kind::SandboxExec => Body::SandboxExec(head),
-            Kind::SandboxListens => Body::SandboxListens(Listen { port: 80, pad: [0; 6] }),
             Kind::RuntimeReport => {
                 let report = Report { what: end.sequence.into(), span: end.span, began_ns: at_ns, pad: [0; 11] };
                 Body::RuntimeReport(report, head)
             }
+            Kind::SandboxExec => Body::SandboxExec(head),
+            Kind::SandboxListens => Body::SandboxListens(Listen { port: 80, pad: [0; 6] }),
         };
         (header, body)
     })

@@ -2,18 +2,8 @@
 
 use tracer_ebpf::record::{End, Header, Kind, Report, START_INBOUND, report};
 
-use super::{Assembler, Class, Span};
+use super::{Assembler, Class, Ready, Span, birth::Begun};
 use crate::polled::{Polled, error_type};
-
-/// A runtime that asks for its first invocation.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Ready {
-    pid: u32,
-    /// How long it took to set itself up.
-    init_ns: u64,
-    /// When it asked, CLOCK_MONOTONIC.
-    at_ns: u64,
-}
 
 impl Assembler {
     /// Fills in what the answer to a poll says of the invocation that it is.
@@ -28,12 +18,10 @@ impl Assembler {
         }
         let ready = self.sandboxes.get_mut(&span.sandbox).and_then(|sandbox| sandbox.ready.take());
         if let Some(ready) = ready.filter(|ready| ready.pid == span.pid) {
-            polled.init_ns = Some(ready.init_ns);
-            span.cold = true;
-            // It does not listen: its first poll is what says that it takes requests.
-            if let Some(begun) = &mut span.begun {
-                begun.ready(ready.at_ns);
-            }
+            polled.init_ns = Some(ready.at_ns.saturating_sub(ready.began_ns));
+            // Its sandbox may be older than it: then the start is its own.
+            let begun = span.cold.get_or_insert_with(|| Box::new(Begun::of_process(ready.began_ns)));
+            begun.is_ready(ready.at_ns);
         }
         span.polled = Some(Box::new(polled));
     }
@@ -42,8 +30,7 @@ impl Assembler {
     pub(super) fn runtime_report(&mut self, header: &Header, told: &Report, head: &[u8]) {
         self.totals.records.count(Kind::RuntimeReport);
         if told.what == report::READY {
-            let init_ns = header.at_ns.saturating_sub(told.began_ns);
-            let ready = Ready { pid: header.pid, init_ns, at_ns: header.at_ns };
+            let ready = Ready { pid: header.pid, began_ns: told.began_ns, at_ns: header.at_ns };
             let known = told.began_ns != 0 && told.began_ns >= self.config.since_ns;
             if let Some(sandbox) = self.sandbox_entry(header.sandbox) {
                 sandbox.ready = known.then_some(ready);

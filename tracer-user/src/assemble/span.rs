@@ -84,10 +84,8 @@ pub(super) struct Span {
     /// Of an invocation: how it found its call. Of a call: how its invocation found it.
     pub join: Join,
     pub ended: bool,
-    /// The first request of a sandbox that was made while the agent watched, or of a runtime that began then.
-    pub cold: bool,
-    /// How that sandbox started.
-    pub begun: Option<Box<Begun>>,
+    /// Of the first request of a sandbox that was made while the agent watched: how that started.
+    pub cold: Option<Box<Begun>>,
     /// It is in the map under its own id, and may be joined by it.
     pub registered: bool,
     /// Once given out: whether its path was unsampled, so that what comes late is not printed either.

@@ -148,11 +148,11 @@ impl Live {
             Body::OpaqueStart(start) => (start.context.span_id, Moment::Called { opaque: true }),
             Body::CallEnd(end) | Body::OpaqueEnd(end) => (end.span, Moment::Answered(Channel::of(end))),
             Body::InvocationEnd(end) => (end.span, Moment::Left),
-            Body::RuntimeReport(..)
-            | Body::SandboxBorn(_)
+            Body::SandboxBorn(_)
             | Body::SandboxGone
             | Body::SandboxExec(_)
-            | Body::SandboxListens(_) => return,
+            | Body::SandboxListens(_)
+            | Body::RuntimeReport(..) => return,
         };
         self.due.push(Due { span: SpanId(span), at_ns: record.header.at_ns, moment });
     }

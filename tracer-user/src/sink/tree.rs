@@ -266,14 +266,10 @@ fn cold(row: &mut Row, invocation: &Invocation, call_us: Option<u64>) {
         return;
     }
     row.field(COLD, "cold");
-    let start = invocation.cold_start.as_ref();
-    let took = start.and_then(|start| Some(start.ready_us?.saturating_sub(start.born_us).max(0) as u64));
-    match (took, invocation.faas.as_ref().and_then(|faas| faas.init_us)) {
-        (Some(took), _) => row.push(COLD, format!(" {}", duration(took))),
-        (None, Some(init)) => row.push(COLD, format!(", set up in {}", duration(init))),
-        (None, None) => {}
+    let Some(start) = &invocation.cold_start else { return };
+    if let Some(took) = start.ready_us.map(|ready| ready.saturating_sub(start.born_us)) {
+        row.push(COLD, format!(" {}", duration(took.max(0) as u64)));
     }
-    let Some(start) = start else { return };
     match (start.waited_us, call_us) {
         (Some(0), _) => row.push(DIM, ", before the call"),
         (Some(waited), Some(call)) => {
