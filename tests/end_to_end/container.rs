@@ -183,7 +183,7 @@ impl Networks {
         let mut networks = Self { prefix, made: Vec::new() };
         let host = networks.add("host");
         networks.inside(&host, &["ip", "link", "set", "lo", "up"]);
-        networks.inside(&host, &["sysctl", "-q", "-w", "net.ipv4.ip_forward=1"]);
+        networks.inside(&host, &["sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"]);
         networks.inside(&host, &["ip", "link", "add", "bridge", "type", "bridge"]);
         networks.inside(&host, &["ip", "address", "add", "10.77.1.1/24", "dev", "bridge"]);
         networks.inside(&host, &["ip", "link", "set", "bridge", "up"]);

@@ -1,5 +1,12 @@
 //! `fntrace run` without `--cgroup`: it finds functions, and takes nothing else. What stands for the host is a slice.
 
+use std::{
+    collections::BTreeSet,
+    thread,
+    time::{Duration, Instant},
+};
+
+use fntrace::{cgroup::Mount, host};
 use serde_json::json;
 
 use crate::{
@@ -15,6 +22,12 @@ use crate::{
 /// What the agent said of a container that it took.
 fn found(stderr: &[String], container: &str) -> Option<String> {
     stderr.iter().find(|line| line.starts_with("fntrace: found") && line.contains(container)).cloned()
+}
+
+/// The cgroups that an agent is attached to.
+fn attached(agent: &Agent) -> BTreeSet<String> {
+    let agents = host::agents(&Mount::find().unwrap()).unwrap();
+    agents.into_iter().filter(|found| found.pid == Some(agent.pid())).map(|found| found.cgroup).collect()
 }
 
 #[test]
@@ -36,6 +49,14 @@ fn only_functions_of_known_platforms_are_traced() {
     let labelled = Spec { annotations: json!({"faas_function": "price"}), ..unclaimed(&later) };
     let late = labelled.start(&slice).wait();
     let cache = unclaimed(&stranger).start(&slice).wait();
+
+    // What its programs are attached to, as the kernel has it: once the late one is known, these two and nothing else.
+    let wanted = BTreeSet::from([early.cgroup.clone(), late.cgroup.clone()]);
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while attached(&agent) != wanted {
+        assert!(Instant::now() < deadline, "it is attached to {:?}, not to {wanted:?}", attached(&agent));
+        thread::sleep(Duration::from_millis(20));
+    }
 
     // Everybody calls everybody else.
     let leaf_at = |url: String| json!({"url": url, "mode": "seq", "plan": leaf()});
@@ -65,6 +86,7 @@ fn only_functions_of_known_platforms_are_traced() {
         let joined = calls.iter().map(|call| call["children"].as_array().map_or(0, Vec::len)).collect::<Vec<_>>();
         assert_eq!(joined, [1, 1, 0, 0, 0], "{path}");
     }
+    assert_eq!(attached(&agent), wanted, "still");
     drop((late, cache));
     let finished = agent.stop();
     let roots = truth::paths(&finished.lines).map(|line| line["root"]["sandbox"].as_str().unwrap().to_owned());

@@ -46,9 +46,14 @@ impl Birth {
 }
 
 impl Begun {
-    /// The start of a runtime that listens nowhere, but says itself when it is ready.
-    pub fn by_itself(began_ns: u64, ready_ns: u64) -> Self {
-        Self { born_ns: began_ns, started_ns: Some(began_ns), ready_ns: Some(ready_ns) }
+    /// The start of a process, in a sandbox that is older or whose birth was not seen.
+    pub fn of_process(began_ns: u64) -> Self {
+        Self { born_ns: began_ns, started_ns: Some(began_ns), ready_ns: None }
+    }
+
+    /// Notes when it was ready, of who listens nowhere but says so itself.
+    pub fn is_ready(&mut self, at_ns: u64) {
+        self.ready_ns = Some(at_ns);
     }
 
     /// As the output has it: `offset` makes a time one of the line's. `called_ns` is when the call was made.

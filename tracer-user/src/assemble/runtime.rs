@@ -19,7 +19,9 @@ impl Assembler {
         let ready = self.sandboxes.get_mut(&span.sandbox).and_then(|sandbox| sandbox.ready.take());
         if let Some(ready) = ready.filter(|ready| ready.pid == span.pid) {
             polled.init_ns = Some(ready.at_ns.saturating_sub(ready.began_ns));
-            span.cold = Some(Box::new(Begun::by_itself(ready.began_ns, ready.at_ns)));
+            // Its sandbox may be older than it: then the start is its own.
+            let begun = span.cold.get_or_insert_with(|| Box::new(Begun::of_process(ready.began_ns)));
+            begun.is_ready(ready.at_ns);
         }
         span.polled = Some(Box::new(polled));
     }

@@ -30,6 +30,9 @@ const POD: [&str; 2] = ["io.kubernetes.cri.sandbox-name", "io.kubernetes.pod.nam
 const POD_UID: [&str; 2] = ["io.kubernetes.cri.sandbox-uid", "io.kubernetes.pod.uid"];
 const IN_POD: [&str; 2] = ["io.kubernetes.cri.container-name", "io.kubernetes.container.name"];
 
+/// Drivers of the storage that Podman and CRI-O share.
+const DRIVERS: [&str; 4] = ["overlay", "vfs", "btrfs", "zfs"];
+
 /// Most bytes of a state file.
 const FILE: u64 = 4 << 20;
 
@@ -64,9 +67,9 @@ impl Container {
                     found.complete(read);
                 }
             }
-            // runc calls a container by any name.
+            // containerd and runc call a container by any name.
             None => {
-                if let Some(read) = runc::by_path(root, mount, path) {
+                if let Some(read) = containerd_by_path(root, path).or_else(|| runc::by_path(root, mount, path)) {
                     found.complete(read);
                 }
             }
@@ -140,24 +143,39 @@ fn docker(root: &Path, id: &str) -> Option<Container> {
 
 /// The OCI bundle of each of containerd's namespaces: annotations. An id that is a name is the container's.
 fn containerd(root: &Path, id: &str) -> Option<Container> {
+    containerd_bundle(root, id, |_| true)
+}
+
+/// The container that is called as the cgroup is, and whose bundle says that it is there.
+fn containerd_by_path(root: &Path, path: &str) -> Option<Container> {
+    let name = path.rsplit('/').find(|segment| !matches!(*segment, "" | "." | ".."))?;
+    let is_there = |bundle: &Value| bundle.pointer("/linux/cgroupsPath").and_then(Value::as_str) == Some(path);
+    let mut found = containerd_bundle(root, name, is_there)?;
+    found.id = Some(name.to_owned());
+    Some(found)
+}
+
+fn containerd_bundle(root: &Path, id: &str, is_it: impl Fn(&Value) -> bool) -> Option<Container> {
     let tasks = Path::new("run/containerd/io.containerd.runtime.v2.task");
     let namespaces = std::fs::read_dir(root.join(tasks)).ok()?.flatten().take(64);
     let bundle = namespaces
         .map(|namespace| PathBuf::from(namespace.file_name()))
-        .find_map(|namespace| read(root, tasks.join(namespace).join(id).join("config.json")))?;
+        .filter_map(|namespace| read(root, tasks.join(namespace).join(id).join("config.json")))
+        .find(is_it)?;
     let annotations = bundle.get("annotations").unwrap_or(&Value::Null);
     let found = Container::labelled("containerd", |label| annotations.get(label)?.as_str());
     Some(found.named((id.len() != 64).then(|| clean(id.as_bytes())).flatten()))
 }
 
-/// The storage that Podman and CRI-O share: annotations of the bundle, then the list of names.
+/// The storage that Podman and CRI-O share, by its driver: annotations of the bundle, then the list of names.
 fn storage(root: &Path, id: &str) -> Option<Container> {
-    let storage = Path::new("var/lib/containers/storage/overlay-containers");
-    let bundle = ["var/lib/containers/storage/overlay-containers", "run/containers/storage/overlay-containers"]
-        .iter()
-        .find_map(|storage| read(root, Path::new(storage).join(id).join("userdata/config.json")));
+    let places = || {
+        let homes = ["var/lib/containers/storage", "run/containers/storage"].into_iter();
+        homes.flat_map(|home| DRIVERS.map(|driver| Path::new(home).join(format!("{driver}-containers"))))
+    };
+    let bundle = places().find_map(|place| read(root, place.join(id).join("userdata/config.json")));
     let name = || {
-        let list = read(root, storage.join("containers.json"))?;
+        let list = places().find_map(|place| read(root, place.join("containers.json")))?;
         let entry = list.as_array()?.iter().find(|entry| entry.get("id").and_then(Value::as_str) == Some(id))?;
         text(entry, "/names/0")
     };

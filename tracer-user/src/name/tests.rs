@@ -174,6 +174,22 @@ fn containers_are_described_by_their_runtime() {
         read("podman", "/machine.slice/libpod-ID.scope/container", &format!("var/lib/{storage}/containers.json"), list);
     assert_eq!(found, Container { name: some("mail"), function: some("mail"), ..base("podman") });
 
+    // What Podman 4.3 writes with another driver.
+    let bundle = r#"{"annotations":{"io.container.manager":"libpod","io.kubernetes.cri-o.TTY":"false"}}"#;
+    let vfs = "var/lib/containers/storage/vfs-containers";
+    let state = State::new(
+        "vfs",
+        &[(&format!("{vfs}/ID/userdata/config.json"), bundle), (&format!("{vfs}/containers.json"), list)],
+    );
+    let found = Container::find(&state.0, &mount(), &format!("/libpod_parent/libpod-{ID}"));
+    assert_eq!(found, Container { name: some("mail"), function: some("mail"), ..base("podman") });
+
+    // Wherever containerd's client wants it.
+    let (file, text) = (format!("{tasks}/default/pay/config.json"), r#"{"linux":{"cgroupsPath":"/fns/pay"}}"#);
+    let pay = Container { id: some("pay"), name: some("pay"), function: some("pay"), ..base("containerd") };
+    assert_eq!(read("ctr", "/fns/pay", &file, text), pay);
+    assert_eq!(read("ctr-other", "/others/pay", &file, text), Container::default());
+
     // faasd's containers are named by their function.
     let found = read("faasd", "/openfaas-fn/figlet", &format!("{tasks}/openfaas-fn/figlet/config.json"), "{}");
     let platform = Some(("OpenFaaS", "containerd's namespace openfaas-fn"));
