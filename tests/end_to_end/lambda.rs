@@ -32,6 +32,7 @@ enum Runtime {
     Python,
     Go,
     Rust,
+    Node,
 }
 
 /// A function under the emulator, in a sandbox; or the emulator in one and the function in another.
@@ -47,10 +48,18 @@ impl Runtime {
     /// The command that the emulator starts.
     fn command(self, handler: &str) -> Vec<String> {
         let cache = source().join(".cache");
+        if self == Self::Node {
+            let client = prepared(cache.join("lambda-node/node_modules/aws-lambda-ric/index.mjs"));
+            let root = source().join("lambda/node");
+            let handler = handler.replace("handler.", "index.");
+            let task_root = format!("LAMBDA_TASK_ROOT={}", root.display());
+            return ["/usr/bin/env", &task_root, "node", client.to_str().unwrap(), &handler].map(str::to_owned).into();
+        }
         let file = match self {
             Self::Python => cache.join("lambda-python/venv/bin/python"),
             Self::Go => cache.join("lambda-go/function"),
             Self::Rust => cache.join("lambda-rust/release/fntrace-lambda-function"),
+            Self::Node => unreachable!("it has no program of its own"),
         };
         let mut command = vec![prepared(file).to_str().unwrap().to_owned()];
         if self == Self::Python {
@@ -215,6 +224,12 @@ fn what_lambda_runtime_is_handed_is_an_invocation() {
     traces_its_invocations(Runtime::Rust);
 }
 
+#[test]
+#[ignore = "`cargo xtask platforms` builds the runtime, which takes a minute"]
+fn what_aws_lambda_ric_is_handed_is_an_invocation() {
+    traces_its_invocations(Runtime::Node);
+}
+
 /// The end of the one path, once it has been printed.
 fn only_front(finished: &Finished) -> &Value {
     let fronts = fronts(finished);
@@ -344,7 +359,17 @@ fn a_context_in_the_event_is_the_outside_parent() {
 
 #[test]
 fn errors_exits_and_time_outs_are_named() {
-    for runtime in [Runtime::Python, Runtime::Go, Runtime::Rust] {
+    names_what_went_wrong(&[Runtime::Python, Runtime::Go, Runtime::Rust]);
+}
+
+#[test]
+#[ignore = "`cargo xtask platforms` builds the runtime, which takes a minute"]
+fn errors_exits_and_time_outs_of_aws_lambda_ric_are_named() {
+    names_what_went_wrong(&[Runtime::Node]);
+}
+
+fn names_what_went_wrong(runtimes: &[Runtime]) {
+    for &runtime in runtimes {
         let slice = Slice::new();
         let agent = Agent::start(&slice);
         let emulated = Emulated::start_as(&slice, &runtime.command("handler.handle"), "5");
