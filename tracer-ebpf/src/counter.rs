@@ -55,7 +55,7 @@ counters! {
     InvocationsFull = "invocations_full",
     /// The map of threads, or that of processes, was full.
     ThreadsFull = "threads_full",
-    /// The map of sandboxes was full: a new sandbox is not traced.
+    /// The map of sandboxes was full: a new sandbox is not traced, or its start is not told.
     SandboxesFull = "sandboxes_full",
     /// The map of listening sockets was full at the start: connections older than the agent may be taken for their other
     /// end.

@@ -16,6 +16,10 @@ pub const HEAD_MAX: usize = 1024;
 /// Most bytes of a cgroup path that travel with a record (the kernel's own bound is PATH_MAX; longer ones are cut).
 pub const PATH_MAX: usize = 1024;
 
+/// Most bytes of an environment that travel with a record. What the kernel half sends is for a process that is gone before
+/// user space gets to read the whole of it.
+pub const ENVIRONMENT_MAX: usize = 4096;
+
 /// What a record says; the `kind` of its [`Header`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u16)]
@@ -40,6 +44,11 @@ pub enum Kind {
     /// A runtime that polls for its invocations says how it fares. Fixed part: [`Report`]; tail: the request's head, of
     /// failures with what is behind it.
     RuntimeReport = 9,
+    /// A process of a sandbox whose birth was seen began to run another program; only the first few are told. No fixed
+    /// part; the tail is the beginning of its environment, as in `/proc/PID/environ`.
+    SandboxExec = 16,
+    /// A socket of a sandbox whose birth was seen began to listen; only the first few are told. Fixed part: [`Listen`].
+    SandboxListens = 17,
 }
 
 impl Kind {
@@ -55,6 +64,8 @@ impl Kind {
             7 => Self::OpaqueStart,
             8 => Self::OpaqueEnd,
             9 => Self::RuntimeReport,
+            16 => Self::SandboxExec,
+            17 => Self::SandboxListens,
             _ => return None,
         })
     }
@@ -353,7 +364,18 @@ pub struct Report {
 
 // The tail lies behind the longest fixed part there is.
 const _: () = assert!(size_of::<Report>() == size_of::<Start>());
+/// Where a sandbox takes requests from now on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Listen {
+    /// The socket's port, host byte order.
+    pub port: u16,
+    #[doc(hidden)]
+    pub pad: [u8; 6],
+}
+
 const _: () = assert!(size_of::<Header>() == 24);
+const _: () = assert!(size_of::<Listen>() == 8);
 const _: () = assert!(size_of::<Wire>() == 48);
 const _: () = assert!(size_of::<Start>() == 8 + 32 + 8 + 48 + 16);
 const _: () = assert!(size_of::<End>() == 40);
@@ -388,6 +410,10 @@ pub enum Body<'a> {
     OpaqueEnd(End),
     /// [`Kind::RuntimeReport`], with the head.
     RuntimeReport(Report, &'a [u8]),
+    /// [`Kind::SandboxExec`], with the environment.
+    SandboxExec(&'a [u8]),
+    /// [`Kind::SandboxListens`].
+    SandboxListens(Listen),
 }
 
 /// Reads one record; `None` if the bytes are not one.
@@ -409,6 +435,8 @@ pub fn decode(bytes: &[u8]) -> Option<Record<'_>> {
             let (report, rest) = take::<Report>(rest)?;
             Body::RuntimeReport(report, rest.get(..usize::from(header.tail_len))?)
         }
+        Kind::SandboxExec => Body::SandboxExec(rest.get(..usize::from(header.tail_len))?),
+        Kind::SandboxListens => Body::SandboxListens(take::<Listen>(rest)?.0),
     };
     Some(Record { header, body })
 }
@@ -428,6 +456,8 @@ unsafe impl Plain for Start {}
 unsafe impl Plain for End {}
 // SAFETY: as above.
 unsafe impl Plain for Report {}
+// SAFETY: as above.
+unsafe impl Plain for Listen {}
 
 fn take<T: Plain>(bytes: &[u8]) -> Option<(T, &[u8])> {
     let (value, rest) = bytes.split_at_checked(size_of::<T>())?;

@@ -11,6 +11,7 @@ mod bpf;
 pub mod cgroup;
 pub mod cli;
 pub mod demo;
+mod discover;
 pub mod doctor;
 pub mod forecast;
 pub mod head;

@@ -97,6 +97,12 @@ fn machine() -> Result<()> {
             missing.push(package);
         }
     }
+    // Containers, and networks of their own.
+    for (program, package) in [("runc", "runc"), ("ip", "iproute2"), ("iptables", "iptables")] {
+        if find(program).is_none() {
+            missing.push(package);
+        }
+    }
     if !Path::new("/usr/lib/postgresql").exists() {
         missing.push("postgresql");
     }

@@ -95,6 +95,12 @@ offsets! {
     OFF_TASK_START_TIME;
     /// task_struct.cgroups
     OFF_TASK_CGROUPS;
+    /// task_struct.mm
+    OFF_TASK_MM;
+    /// mm_struct.env_start
+    OFF_MM_ENV_START;
+    /// mm_struct.env_end
+    OFF_MM_ENV_END;
     /// css_set.dfl_cgrp
     OFF_CSS_SET_DFL_CGRP;
     /// task_struct.thread.fsbase
@@ -473,4 +479,13 @@ impl Registers {
 pub fn current() -> (Task, u64) {
     let task = current_task();
     (Task::of(task), cgroup_id(task.follow(&OFF_TASK_CGROUPS).follow(&OFF_CSS_SET_DFL_CGRP)))
+}
+
+/// Where the environment of the process that runs begins and ends, in its own memory; 0 and 0 for a kernel thread.
+#[inline(always)]
+pub fn environment() -> (u64, u64) {
+    // SAFETY: as above.
+    let task = Typed(unsafe { bpf_get_current_task_btf() }.cast_const().cast());
+    let memory = task.follow(&OFF_TASK_MM);
+    (memory.get(&OFF_MM_ENV_START), memory.get(&OFF_MM_ENV_END))
 }

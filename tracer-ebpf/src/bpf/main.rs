@@ -10,6 +10,7 @@
 
 mod atomic;
 mod attribution;
+mod births;
 mod bound;
 mod connection;
 mod early;

@@ -17,6 +17,7 @@ use tracer_ebpf::{
 use crate::{
     atomic::Atomic,
     attribution::{ContextKey, Futex, Goroutine, Holders, Invocation, Sandbox, Thread},
+    births::Birth,
     connection::Connection,
     pointer::Value,
     process::Process,
@@ -35,6 +36,10 @@ pub static RECORDS: RingBuf<u64, RING_BYTES> = RingBuf::new();
 /// Cgroup id → sandbox. A cgroup that is not here is not ours: neither read nor touched.
 #[btf_map]
 pub static SANDBOXES: HashMap<u64, Sandbox, 65_536, ON_DEMAND> = HashMap::new();
+
+/// Cgroup id → what is still to be told of the start of a sandbox that appeared while the agent runs.
+#[btf_map]
+pub static BIRTHS: HashMap<u64, Birth, 65_536, ON_DEMAND> = HashMap::new();
 
 /// Span id → live invocation. What is not here has answered.
 #[btf_map]
@@ -114,9 +119,17 @@ pub static TAG_MAX_HEAD: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static REPAIRED: Global<u32> = Global::new(0);
 
+/// 1 to make the programs that see traffic return at once: the floor that the bench compares with. Set by the loader, so
+/// that the verifier takes out what is behind it.
+#[unsafe(no_mangle)]
+pub static FLOOR: Global<u32> = Global::new(0);
+
 /// How many [`PATTERNS`] are in use; set by the loader.
 #[unsafe(no_mangle)]
 pub static PATTERN_COUNT: Global<u32> = Global::new(0);
+/// 1 where what matches a pattern is a candidate only, which user space may make a sandbox.
+#[unsafe(no_mangle)]
+pub static DISCOVERS: Global<u32> = Global::new(0);
 
 #[inline(always)]
 fn bump(slot: Option<*mut u64>) {

@@ -277,6 +277,8 @@ impl Scratch {
     pub fn emit(&mut self, kind: Kind, sandbox: u64, pid: u32) {
         let fixed = match kind {
             Kind::SandboxBorn | Kind::SandboxGone => 0,
+            // See `births`.
+            Kind::SandboxExec | Kind::SandboxListens => 0,
             Kind::InvocationStart | Kind::CallStart | Kind::OpaqueStart => size_of::<Start>() as u64,
             Kind::InvocationEnd | Kind::CallEnd | Kind::OpaqueEnd => size_of::<End>() as u64,
             Kind::RuntimeReport => size_of::<Report>() as u64,

@@ -83,6 +83,9 @@ pub const WANTED: &[Wanted] = &[
     want("OFF_SOCK_SOCKET", "sock", &["sk_socket"], 8),
     want("OFF_SOCKET_FILE", "socket", &["file"], 8),
     want("OFF_FILE_FLAGS", "file", &["f_flags"], 4),
+    want("OFF_TASK_MM", "task_struct", &["mm"], 8),
+    want("OFF_MM_ENV_START", "mm_struct", &["env_start"], 8),
+    want("OFF_MM_ENV_END", "mm_struct", &["env_end"], 8),
 ];
 
 /// Resolves [`WANTED`] in `btf`, in the same order, in bytes.

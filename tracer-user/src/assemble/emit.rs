@@ -9,7 +9,8 @@ use super::{
     span::{Class, Join, Map, NONE, Span, Tree},
 };
 use crate::path::{
-    Call, Faas, Http, Invocation, JoinedBy, Late, LateType, Line, Node, Path, PathType, SpanId, Time, TraceId, Version,
+    Call, Faas, Http, Invocation, JoinedBy, Late, LateType, Line, Node, Path, PathType, Resource, SpanId, Time,
+    TraceId, Version,
 };
 use crate::polled::Polled;
 
@@ -252,18 +253,25 @@ impl Assembler {
             // A root that is given out again has its place now, and is no longer counted as come from outside.
             self.totals.outside_parents += u64::from(outside && !span.given_out());
             let (function, sandbox) = self.names(span.sandbox);
+            let resource = self.resource(span.sandbox);
+            let called_ns = match span.join {
+                Join::No => None,
+                _ => self.calls.get(&span.above).map(|call| self.spans[*call as usize].at_ns),
+            };
             return Node::Invocation(Invocation {
                 span_id,
                 trace_id: other_trace,
                 outside_parent: outside.then_some(SpanId(span.parent)),
                 function,
                 sandbox,
+                resource,
                 pid: span.pid,
                 start_us,
                 duration_us,
                 first_byte_us,
                 ended: span.ended,
-                cold: span.cold,
+                cold: span.cold.is_some(),
+                cold_start: span.cold.as_ref().map(|begun| begun.cold_start(called_ns, offset)),
                 http,
                 joined_by: match span.join {
                     Join::No => None,
@@ -309,6 +317,10 @@ impl Assembler {
                 (name.clone(), name)
             }
         }
+    }
+
+    fn resource(&self, cgroup_id: u64) -> Option<Arc<Resource>> {
+        self.sandboxes.get(&cgroup_id)?.info.as_ref()?.resource.clone()
     }
 
     fn wall(&self, at_ns: u64) -> Time {

@@ -9,6 +9,7 @@
 //! [`Late`](crate::path::Late) part. Spans that were given out are remembered for that, as many as
 //! [`Config::remember`]; spans in flight are at most [`Config::max_open`].
 
+mod birth;
 mod clues;
 mod emit;
 mod guess;
@@ -34,8 +35,9 @@ use tracer_ebpf::record::{
 
 use crate::{
     head::{Head, Keep},
-    path::{Channel, Line},
+    path::{Channel, Line, Resource},
 };
+use birth::Birth;
 pub(crate) use emit::peer_name;
 use guess::Hint;
 use span::{Class, DEPTH_MAX, Join, Map, NONE, PartOf, Span, Tree};
@@ -88,6 +90,8 @@ pub struct SandboxInfo {
     pub function: Arc<str>,
     /// The path below the cgroup v2 root.
     pub path: Arc<str>,
+    /// What else is known of it.
+    pub resource: Option<Arc<Resource>>,
 }
 
 /// Sandboxes whose names are kept after they are gone, for paths that are still to be given out.
@@ -98,11 +102,19 @@ const SANDBOXES_MAX: usize = 1 << 17;
 #[derive(Debug, Default)]
 struct Sandbox {
     info: Option<SandboxInfo>,
-    /// Its birth was seen.
-    born: bool,
+    /// If that was seen.
+    birth: Option<Birth>,
     gone: bool,
-    /// A runtime that is ready for its first invocation: its process, and how long it took to set itself up, in ns.
-    ready: Option<(u32, u64)>,
+    /// A runtime that is ready for its first invocation.
+    ready: Option<Ready>,
+}
+
+/// A runtime that polls, and has asked for its first invocation. Times are CLOCK_MONOTONIC, ns.
+#[derive(Clone, Copy, Debug)]
+struct Ready {
+    pid: u32,
+    began_ns: u64,
+    at_ns: u64,
 }
 
 /// Records in, paths out.
@@ -228,6 +240,18 @@ impl Assembler {
             Body::CallEnd(end) => self.end(header, &end, Class::Call),
             Body::OpaqueEnd(end) => self.end(header, &end, Class::Opaque),
             Body::RuntimeReport(report, head) => self.runtime_report(header, &report, head),
+            Body::SandboxExec(_) => {
+                self.totals.records.count(Kind::SandboxExec);
+                if let Some(birth) = self.birth(header.sandbox) {
+                    birth.executes(header.at_ns);
+                }
+            }
+            Body::SandboxListens(listen) => {
+                self.totals.records.count(Kind::SandboxListens);
+                if let Some(birth) = self.birth(header.sandbox) {
+                    birth.listens(header.at_ns, listen.port);
+                }
+            }
         }
     }
 
@@ -246,9 +270,14 @@ impl Assembler {
             if sandbox.gone {
                 *sandbox = Sandbox::default();
             }
-            sandbox.born = true;
-            sandbox.info.get_or_insert_with(|| SandboxInfo { function: fallback.clone(), path: fallback });
+            sandbox.birth = Some(Birth::new(header.at_ns));
+            let info = || SandboxInfo { function: fallback.clone(), path: fallback, resource: None };
+            sandbox.info.get_or_insert_with(info);
         }
+    }
+
+    fn birth(&mut self, cgroup_id: u64) -> Option<&mut Birth> {
+        self.sandboxes.get_mut(&cgroup_id)?.birth.as_mut()
     }
 
     fn sandbox_gone(&mut self, header: &Header) {
@@ -297,7 +326,7 @@ impl Assembler {
             reason: Reason::Complete,
             join: Join::No,
             ended: false,
-            cold: false,
+            cold: None,
             registered: false,
             unsampled: false,
             head,
@@ -316,7 +345,10 @@ impl Assembler {
         let request = if polled { &[] } else { head };
         let parsed = Head::parse(request, Keep { query: self.config.query, host: false });
         let mut span = Self::new_span(header, start, Class::Invocation, parsed);
-        span.cold = start.flags & START_FIRST != 0 && self.sandboxes.get(&header.sandbox).is_some_and(|s| s.born);
+        if start.flags & START_FIRST != 0 {
+            let birth = self.sandboxes.get(&header.sandbox).and_then(|sandbox| sandbox.birth.as_ref());
+            span.cold = birth.map(|birth| Box::new(birth.until(start.wire.local_port)));
+        }
         if polled {
             self.polled(&mut span, head);
         }

@@ -2,7 +2,7 @@
 
 use tracer_ebpf::record::{End, Header, Kind, Report, START_INBOUND, report};
 
-use super::{Assembler, Class, Span};
+use super::{Assembler, Class, Ready, Span, birth::Begun};
 use crate::polled::{Polled, error_type};
 
 impl Assembler {
@@ -17,9 +17,9 @@ impl Assembler {
             span.parent = context.span_id;
         }
         let ready = self.sandboxes.get_mut(&span.sandbox).and_then(|sandbox| sandbox.ready.take());
-        if let Some((_, init_ns)) = ready.filter(|(pid, _)| *pid == span.pid) {
-            polled.init_ns = Some(init_ns);
-            span.cold = true;
+        if let Some(ready) = ready.filter(|ready| ready.pid == span.pid) {
+            polled.init_ns = Some(ready.at_ns.saturating_sub(ready.began_ns));
+            span.cold = Some(Box::new(Begun::by_itself(ready.began_ns, ready.at_ns)));
         }
         span.polled = Some(Box::new(polled));
     }
@@ -28,7 +28,7 @@ impl Assembler {
     pub(super) fn runtime_report(&mut self, header: &Header, told: &Report, head: &[u8]) {
         self.totals.records.count(Kind::RuntimeReport);
         if told.what == report::READY {
-            let ready = (header.pid, header.at_ns.saturating_sub(told.began_ns));
+            let ready = Ready { pid: header.pid, began_ns: told.began_ns, at_ns: header.at_ns };
             let known = told.began_ns != 0 && told.began_ns >= self.config.since_ns;
             if let Some(sandbox) = self.sandbox_entry(header.sandbox) {
                 sandbox.ready = known.then_some(ready);

@@ -4,6 +4,7 @@ use std::{collections::HashMap, net::Ipv6Addr};
 
 use tracer_ebpf::record::{Reason, Rule, Tag, Wire};
 
+use super::birth::Begun;
 use crate::{head::Head, path::Channel, polled::Polled};
 
 /// Span ids can be a tenant's choice, so the hash is seeded; nothing may depend on a map's order.
@@ -83,8 +84,8 @@ pub(super) struct Span {
     /// Of an invocation: how it found its call. Of a call: how its invocation found it.
     pub join: Join,
     pub ended: bool,
-    /// Its sandbox was made while the agent watched, and this is its first request.
-    pub cold: bool,
+    /// Of the first request of a sandbox that was made while the agent watched: how that started.
+    pub cold: Option<Box<Begun>>,
     /// It is in the map under its own id, and may be joined by it.
     pub registered: bool,
     /// Once given out: whether its path was unsampled, so that what comes late is not printed either.

@@ -82,6 +82,10 @@ pub struct Records {
     pub opaque_end: u64,
     /// [`Kind::RuntimeReport`].
     pub runtime_report: u64,
+    /// [`Kind::SandboxExec`].
+    pub sandbox_exec: u64,
+    /// [`Kind::SandboxListens`].
+    pub sandbox_listens: u64,
 }
 
 /// How calls found the invocation that they caused, and why some did not.
@@ -120,7 +124,8 @@ pub struct Inference {
 impl Records {
     /// All of them.
     pub fn sum(&self) -> u64 {
-        self.sandbox_born + self.sandbox_gone + self.runtime_report + self.starts() + self.ends()
+        let sandboxes = self.sandbox_born + self.sandbox_gone + self.sandbox_exec + self.sandbox_listens;
+        sandboxes + self.runtime_report + self.starts() + self.ends()
     }
 
     /// Those that begin a span.
@@ -144,6 +149,8 @@ impl Records {
             Kind::OpaqueStart => &mut self.opaque_start,
             Kind::OpaqueEnd => &mut self.opaque_end,
             Kind::RuntimeReport => &mut self.runtime_report,
+            Kind::SandboxExec => &mut self.sandbox_exec,
+            Kind::SandboxListens => &mut self.sandbox_listens,
         } += 1;
     }
 }

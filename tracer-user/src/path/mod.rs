@@ -4,6 +4,7 @@
 //! and a reader passes over keys that it does not know. Strings from the wire are kept as they came (lossy UTF-8,
 //! bounded); making them harmless is the sinks' work, because what is harmful depends on where they are printed.
 
+mod sandbox;
 mod value;
 
 use std::{borrow::Cow, fmt, sync::Arc};
@@ -11,6 +12,7 @@ use std::{borrow::Cow, fmt, sync::Arc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tracer_ebpf::record::End;
 
+pub use self::sandbox::{ColdStart, Resource};
 use self::value::Text;
 pub use self::value::{SpanId, Time, TraceId};
 
@@ -208,6 +210,8 @@ impl<'de> Deserialize<'de> for Node {
             ended: bool,
             #[serde(default)]
             cold: bool,
+            cold_start: Option<ColdStart>,
+            resource: Option<Resource>,
             http: Option<Http>,
             joined_by: Option<JoinedBy>,
             #[serde(borrow)]
@@ -239,12 +243,14 @@ impl<'de> Deserialize<'de> for Node {
                 outside_parent: either.outside_parent,
                 function: need(either.function, "function")?.shared(),
                 sandbox: need(either.sandbox, "sandbox")?.shared(),
+                resource: either.resource.map(Arc::new),
                 pid: need(either.pid, "pid")?,
                 start_us,
                 duration_us,
                 first_byte_us,
                 ended,
                 cold: either.cold,
+                cold_start: either.cold_start,
                 http,
                 joined_by: either.joined_by,
                 error,
@@ -290,6 +296,9 @@ pub struct Invocation {
     pub function: Arc<str>,
     /// The sandbox's path below the cgroup root.
     pub sandbox: Arc<str>,
+    /// Who the sandbox is, under OpenTelemetry's names.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "shared")]
+    pub resource: Option<Arc<Resource>>,
     /// The process that received the request, in the host's numbering; 0 if not known.
     pub pid: u32,
     /// Start in µs after the start of the line.
@@ -305,6 +314,9 @@ pub struct Invocation {
     pub ended: bool,
     /// The first request of a sandbox that was made while the agent watched.
     pub cold: bool,
+    /// How that sandbox started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cold_start: Option<ColdStart>,
     /// Request and response; absent if the head could not be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http: Option<Http>,
@@ -459,6 +471,10 @@ fn children<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Node>, D::
         }
     }
     deserializer.deserialize_seq(Visitor)
+}
+
+fn shared<S: Serializer>(resource: &Option<Arc<Resource>>, serializer: S) -> Result<S::Ok, S::Error> {
+    resource.as_deref().serialize(serializer)
 }
 
 fn yes() -> bool {

@@ -11,11 +11,15 @@ use crate::{
     connection::{self, role},
     exchange::NO_SPAN,
     kernel::{self, Sock, Task, Typed},
+    maps::FLOOR,
     process,
 };
 
 #[btf_tracepoint(function = "tcp_rcv_space_adjust")]
 pub fn fn_read(context: BtfTracePointContext) -> i32 {
+    if FLOOR.load() != 0 {
+        return 0;
+    }
     let socket = context.arg::<*mut u8>(0);
     // SAFETY: the tracepoint's argument is a full socket.
     let Some(mut connection) = (unsafe { connection::get(socket.cast()) }) else { return 0 };

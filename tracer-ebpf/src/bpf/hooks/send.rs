@@ -28,7 +28,7 @@ use crate::{
     connection::{self, Connection},
     exchange,
     kernel::{TcpSock, Typed},
-    maps::{SOCKETS, TAG_MAX_HEAD, TAGGER, TAGGING, count},
+    maps::{FLOOR, SOCKETS, TAG_MAX_HEAD, TAGGER, TAGGING, count},
     pointer::Value,
     runtime_api,
     scratch::{self, Scratch},
@@ -47,6 +47,9 @@ pub fn fn_send(context: SkMsgContext) -> u32 {
     // program holds the maps that it names.
     // SAFETY: no instruction at all, only the operand.
     unsafe { core::arch::asm!("/* {0} */", in(reg) &raw const SOCKETS, options(readonly, nostack)) };
+    if FLOOR.load() != 0 {
+        return SK_PASS;
+    }
     let whole = size(context.msg);
     // The kernel pushes each piece (net/ipv4/tcp_bpf.c, tcp_bpf_push): what it leaves over goes out as a small segment,
     // and the message's last one then waits for that one's acknowledgement (Nagle, and Minshall's rule of it).
