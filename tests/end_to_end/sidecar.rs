@@ -53,6 +53,14 @@ impl Network {
             .unwrap();
         output.status.success().then(|| serde_json::from_slice(&output.stdout).unwrap())
     }
+
+    fn wait_until_up(&self) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while self.post(PROXY, "/up", &json!({"calls": []})).is_none() {
+            assert!(Instant::now() < deadline, "nobody answers");
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
 }
 
 impl Drop for Network {
@@ -125,13 +133,9 @@ fn what_knatives_queue_proxy_hands_to_the_function_is_one_path() {
     let callee = Container::function(&slice, &network, "callee", CALLEE);
     let function = Container::function(&slice, &network, "user-container", FUNCTION);
     let proxy = Container::proxy(&slice, &network);
+    network.wait_until_up();
     let url = format!("http://127.0.0.1:{CALLEE}");
     let plan = |count: usize| json!({"calls": vec![json!({"url": url, "plan": {}}); count]});
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while network.post(PROXY, "/up", &plan(1)).is_none() {
-        assert!(Instant::now() < deadline, "nobody answers");
-        thread::sleep(Duration::from_millis(50));
-    }
     let answers: Vec<_> = (0..3).map(|n| network.post(PROXY, &format!("/{n}"), &plan(n)).unwrap()).collect();
     let finished = agent.stop();
     for (n, answer) in answers.iter().enumerate() {
@@ -152,4 +156,22 @@ fn what_knatives_queue_proxy_hands_to_the_function_is_one_path() {
             assert_eq!(sent.split('-').nth(2), call["span_id"].as_str(), "{path:#}");
         }
     }
+}
+
+/// The proxy says in a header of its own that nobody samples: seen from the function alone, that is the caller's wish.
+#[test]
+#[ignore = "`cargo xtask platforms` builds Knative's queue-proxy, which takes minutes"]
+fn without_the_proxy_its_word_on_sampling_counts() {
+    let (slice, outside) = (Slice::new(), Slice::new());
+    let network = Network::new();
+    let agent = Agent::start(&slice);
+    let _function = Container::function(&slice, &network, "user-container", FUNCTION);
+    let _proxy = Container::proxy(&outside, &network);
+    network.wait_until_up();
+    let answer = network.post(PROXY, "/0", &json!({"calls": []})).unwrap();
+    let traceparent = answer["traceparent"].as_str().unwrap();
+    assert!(traceparent.ends_with("-00"), "{traceparent}");
+    let finished = agent.stop();
+    assert_eq!(truth::paths(&finished.lines).count(), 0, "{:#?}", finished.lines);
+    assert!(finished.stats()["paths"]["unsampled"].as_u64().is_some_and(|count| count >= 2), "{}", finished.stats());
 }
