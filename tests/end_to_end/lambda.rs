@@ -141,7 +141,13 @@ fn check(path: &Value, answer: &Value, function: &str, callee: &Function) {
     assert_eq!(path["complete"], true, "{path:#}");
     assert_eq!((front["function"].as_str(), &front["http"]["path"]), (Some(function), &json!(INVOKE)), "{path:#}");
     let (delivery, invocation) = polled(front);
-    assert_eq!(delivery["parent_by"], "exclusive", "{delivery:#}");
+    // Shortly after another invocation a thread that did not read the request, or the event, may go on with that one's
+    // work: likely, not certain.
+    let allows = |rule: &Value, exact: &[&str]| {
+        let rule = rule.as_str().unwrap();
+        exact.contains(&rule) || (rule == "inferred" && invocation["cold"] == false)
+    };
+    assert!(allows(&delivery["parent_by"], &["exclusive"]), "{delivery:#}");
     assert_eq!((invocation["kind"].as_str(), invocation["function"].as_str()), (Some("invocation"), Some(function)));
     assert_eq!(invocation["joined_by"], "wire", "{invocation:#}");
     assert_eq!(invocation["faas"]["invocation_id"], answer["invocation_id"], "{invocation:#}");
@@ -164,7 +170,7 @@ fn check(path: &Value, answer: &Value, function: &str, callee: &Function) {
     assert_eq!(calls.len(), answers.len(), "polls and results are no calls: {invocation:#}");
     for (call, answer) in calls.iter().zip(answers) {
         assert_eq!(call["tag"], "injected", "{call:#}");
-        assert!(["process", "thread", "exclusive"].contains(&call["parent_by"].as_str().unwrap()), "{call:#}");
+        assert!(allows(&call["parent_by"], &["process", "thread", "exclusive"]), "{call:#}");
         within(invocation, call);
         let below = &call["children"][0];
         assert_eq!(below["function"], callee.name(), "{call:#}");
