@@ -442,9 +442,16 @@ impl Registers {
         match self.call() {
             syscall::READ | syscall::READV => true,
             syscall::RECVFROM => self.0.get::<u64>(&OFF_REGS_R10) & MSG_DONTWAIT == 0,
-            syscall::RECVMSG => self.0.get::<u64>(&OFF_REGS_DX) & MSG_DONTWAIT == 0,
+            syscall::RECVMSG => self.third() & MSG_DONTWAIT == 0,
             _ => false,
         }
+    }
+
+    /// Whether the call reads a single byte. Go's net/http does so in a goroutine of its own, to notice that a client goes
+    /// away or sends on (net/http/server.go, connReader.backgroundRead); it does nothing else, and ends.
+    #[inline(always)]
+    pub fn reads_a_byte(self) -> bool {
+        self.call() == syscall::READ && self.third() == 1
     }
 
     /// Whether the call may be made to wake another thread: futex(2), or write(2) to an eventfd or a pipe.
@@ -471,6 +478,11 @@ impl Registers {
     #[inline(always)]
     fn second(self) -> u64 {
         self.0.get(&OFF_REGS_SI)
+    }
+
+    #[inline(always)]
+    fn third(self) -> u64 {
+        self.0.get(&OFF_REGS_DX)
     }
 }
 

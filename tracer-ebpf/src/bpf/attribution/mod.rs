@@ -104,20 +104,20 @@ const LEFTOVER_NS: u64 = 1_000_000_000;
 pub fn attribute(parent: &mut Parent, sandbox_id: u64, task: Task, carried: Option<&Context>) {
     let carried = carried.map_or(ptr::null(), ptr::from_ref);
     *parent = Parent::NOBODY;
-    decide(parent, sandbox_id, task.tid, task.pid, carried);
+    parent.live = decide(parent, sandbox_id, task.tid, task.pid, carried);
 }
 
-/// Overwrites [`Parent::NOBODY`]. A function of its own, for the verifier: what follows a call is then looked at once, and
-/// not once for each rule.
+/// Overwrites [`Parent::NOBODY`], and says how many invocations are live: where nobody uses what a function returns, the
+/// compiler leaves anything in its register, and the verifier lets no pointer to the stack out. A function of its own,
+/// for the verifier: what follows a call is then looked at once, and not once for each rule.
 #[inline(never)]
 extern "C" fn decide(parent: *mut Parent, sandbox_id: u64, tid: u32, pid: u32, carried: *const Context) -> u32 {
     let task = Task { tid, pid };
     // SAFETY: the caller's pointers to map values or to its stack.
     let (parent, carried) = unsafe { (parent.as_mut(), carried.as_ref()) };
-    if let Some(parent) = parent {
-        decide_for(parent, sandbox_id, task, carried);
-    }
-    0
+    let Some(parent) = parent else { return 0 };
+    decide_for(parent, sandbox_id, task, carried);
+    parent.live
 }
 
 #[inline(always)]
@@ -250,6 +250,8 @@ fn by_thread(
                 known.unused = 0;
             }
             how::WOKEN => trust::judge_handed(parent, sandbox, known.doubtful == 1),
+            how::MADE if known.made_by == how::TURN => trust::judge(parent, sandbox, known.doubtful == 1),
+            how::MADE if known.made_by == how::WOKEN => trust::judge_handed(parent, sandbox, known.doubtful == 1),
             _ => {}
         }
         return true;

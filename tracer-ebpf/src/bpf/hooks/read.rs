@@ -27,9 +27,12 @@ pub fn fn_read(context: BtfTracePointContext) -> i32 {
     let task = Task::of(current);
     let Some(registers) = kernel::registers(current) else { return 0 };
     let g = attribution::goroutine(current, registers);
+    if g != 0 && registers.reads_a_byte() {
+        return 0;
+    }
     let (serves, ordinal) = (connection.role == role::SERVER, connection.responses);
     if connection.role == role::CLIENT && connection.polled_span == 0 {
-        attribution::reads_response(task, g, connection.caller, connection.sandbox);
+        attribution::reads_response(task, connection.caller, connection.sandbox);
         return 0;
     }
     let span = if !serves {
