@@ -32,6 +32,7 @@ enum Runtime {
     Python,
     Go,
     Rust,
+    Node,
 }
 
 /// A function under the emulator, in a sandbox; or the emulator in one and the function in another.
@@ -47,10 +48,18 @@ impl Runtime {
     /// The command that the emulator starts.
     fn command(self, handler: &str) -> Vec<String> {
         let cache = source().join(".cache");
+        if self == Self::Node {
+            let client = prepared(cache.join("lambda-node/node_modules/aws-lambda-ric/index.mjs"));
+            let root = source().join("lambda/node");
+            let handler = handler.replace("handler.", "index.");
+            let task_root = format!("LAMBDA_TASK_ROOT={}", root.display());
+            return ["/usr/bin/env", &task_root, "node", client.to_str().unwrap(), &handler].map(str::to_owned).into();
+        }
         let file = match self {
             Self::Python => cache.join("lambda-python/venv/bin/python"),
             Self::Go => cache.join("lambda-go/function"),
             Self::Rust => cache.join("lambda-rust/release/fntrace-lambda-function"),
+            Self::Node => unreachable!("it has no program of its own"),
         };
         let mut command = vec![prepared(file).to_str().unwrap().to_owned()];
         if self == Self::Python {
@@ -132,7 +141,13 @@ fn check(path: &Value, answer: &Value, function: &str, callee: &Function) {
     assert_eq!(path["complete"], true, "{path:#}");
     assert_eq!((front["function"].as_str(), &front["http"]["path"]), (Some(function), &json!(INVOKE)), "{path:#}");
     let (delivery, invocation) = polled(front);
-    assert_eq!(delivery["parent_by"], "exclusive", "{delivery:#}");
+    // Shortly after another invocation a thread that did not read the request, or the event, may go on with that one's
+    // work: likely, not certain.
+    let allows = |rule: &Value, exact: &[&str]| {
+        let rule = rule.as_str().unwrap();
+        exact.contains(&rule) || (rule == "inferred" && invocation["cold"] == false)
+    };
+    assert!(allows(&delivery["parent_by"], &["exclusive"]), "{delivery:#}");
     assert_eq!((invocation["kind"].as_str(), invocation["function"].as_str()), (Some("invocation"), Some(function)));
     assert_eq!(invocation["joined_by"], "wire", "{invocation:#}");
     assert_eq!(invocation["faas"]["invocation_id"], answer["invocation_id"], "{invocation:#}");
@@ -155,7 +170,7 @@ fn check(path: &Value, answer: &Value, function: &str, callee: &Function) {
     assert_eq!(calls.len(), answers.len(), "polls and results are no calls: {invocation:#}");
     for (call, answer) in calls.iter().zip(answers) {
         assert_eq!(call["tag"], "injected", "{call:#}");
-        assert!(["process", "thread", "exclusive"].contains(&call["parent_by"].as_str().unwrap()), "{call:#}");
+        assert!(allows(&call["parent_by"], &["process", "thread", "exclusive"]), "{call:#}");
         within(invocation, call);
         let below = &call["children"][0];
         assert_eq!(below["function"], callee.name(), "{call:#}");
@@ -213,6 +228,12 @@ fn what_aws_lambda_go_is_handed_is_an_invocation() {
 #[test]
 fn what_lambda_runtime_is_handed_is_an_invocation() {
     traces_its_invocations(Runtime::Rust);
+}
+
+#[test]
+#[ignore = "`cargo xtask platforms` builds the runtime, which takes a minute"]
+fn what_aws_lambda_ric_is_handed_is_an_invocation() {
+    traces_its_invocations(Runtime::Node);
 }
 
 /// The end of the one path, once it has been printed.
@@ -344,7 +365,17 @@ fn a_context_in_the_event_is_the_outside_parent() {
 
 #[test]
 fn errors_exits_and_time_outs_are_named() {
-    for runtime in [Runtime::Python, Runtime::Go, Runtime::Rust] {
+    names_what_went_wrong(&[Runtime::Python, Runtime::Go, Runtime::Rust]);
+}
+
+#[test]
+#[ignore = "`cargo xtask platforms` builds the runtime, which takes a minute"]
+fn errors_exits_and_time_outs_of_aws_lambda_ric_are_named() {
+    names_what_went_wrong(&[Runtime::Node]);
+}
+
+fn names_what_went_wrong(runtimes: &[Runtime]) {
+    for &runtime in runtimes {
         let slice = Slice::new();
         let agent = Agent::start(&slice);
         let emulated = Emulated::start_as(&slice, &runtime.command("handler.handle"), "5");

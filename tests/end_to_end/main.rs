@@ -30,6 +30,8 @@ mod paths;
 mod sandbox;
 #[allow(dead_code, reason = "the checks in virtual machines use more of it")]
 mod shop;
+mod sidecar;
 mod strangers;
 mod trust;
 mod truth;
+mod watchdogs;

@@ -60,7 +60,8 @@ pub fn takes(scratch: &mut Value<Scratch>, connection: &mut Value<Connection>, p
     runtime_api::may_be(&scratch.tail) && take(scratch.as_ptr(), connection.as_ptr(), pid) != 0
 }
 
-/// A function of its own, for the verifier, as are those below.
+/// A function of its own, for the verifier, as are those below. It only says what there is to do: [`settle`] does it, for
+/// deep down in a run there is little stack left ("combined stack size of 3 calls is 544. Too large", up to 6.7).
 #[inline(never)]
 extern "C" fn take(scratch: *mut Scratch, connection: *mut Connection, pid: u32) -> u32 {
     // SAFETY: the callers' pointers to map values.
@@ -76,17 +77,35 @@ extern "C" fn take(scratch: *mut Scratch, connection: *mut Connection, pid: u32)
     connection.span(ordinal).store(NO_SPAN);
     *connection.method(ordinal) = what;
     connection.requests = ordinal.wrapping_add(1);
+    if connection.role == role::CLIENT {
+        if what == request::NEXT {
+            connection.pid = pid;
+        } else if (what == request::INIT_ERROR || what == request::ERROR) && scratch.cut == 0 {
+            // With what is behind the head: the error itself says what it is.
+            let (from, to) = (scratch.cursor.head_at, scratch.cursor.end);
+            scratch.tail_from_window(from, to.wrapping_sub(from));
+        }
+    }
+    scratch.asks = u32::from(what);
+    1
+}
+
+/// Does what the request that [`take`] took asks for.
+#[inline(never)]
+extern "C" fn begin(scratch: *mut Scratch, connection: *mut Connection) -> u32 {
+    // SAFETY: the callers' pointers to map values.
+    let (Some(mut scratch), Some(mut connection)) = (unsafe { (Value::new(scratch), Value::new(connection)) }) else {
+        return 0;
+    };
+    let what = scratch.asks as u8;
     let client = connection.role == role::CLIENT;
     match what {
-        request::NEXT if client => {
-            connection.pid = pid;
-            polls(&mut scratch, &mut connection);
-        }
+        request::NEXT if client => polls(&mut scratch, &mut connection),
         request::INIT_ERROR if client => says(&mut scratch, &connection, report::INIT_FAILED),
         request::RESPONSE | request::ERROR => result_begins(&mut scratch, &mut connection, what),
         _ => {}
     }
-    1
+    0
 }
 
 /// A runtime asks for its next invocation. Whatever came on this connection before is over, answered or not.
@@ -108,9 +127,6 @@ fn polls(scratch: &mut Value<Scratch>, connection: &mut Value<Connection>) {
 /// A runtime's word on how it fares.
 #[inline(always)]
 fn says(scratch: &mut Value<Scratch>, connection: &Connection, what: u64) {
-    if what == report::INIT_FAILED {
-        take_more(scratch);
-    }
     let waits = attribution::only(connection.sandbox).map_or(0, |only| only.context.span_id);
     // Within the run of the process that sends, or the id of that would not be known.
     let began_ns = if connection.pid == 0 { 0 } else { kernel::process_began_ns() };
@@ -120,15 +136,6 @@ fn says(scratch: &mut Value<Scratch>, connection: &Connection, what: u64) {
     report.began_ns = began_ns;
     report.pad = [0; 11];
     scratch.emit(Kind::RuntimeReport, connection.sandbox, connection.pid);
-}
-
-/// Puts what is behind the request's head into the tail too: the error itself says what it is.
-#[inline(always)]
-fn take_more(scratch: &mut Value<Scratch>) {
-    if scratch.cut == 0 {
-        let (from, to) = (scratch.cursor.head_at, scratch.cursor.end);
-        scratch.tail_from_window(from, to.wrapping_sub(from));
-    }
 }
 
 /// Takes a polled invocation, or its delivery, out of its map into `scratch.polled`.
@@ -156,7 +163,6 @@ fn result_begins(scratch: &mut Value<Scratch>, connection: &mut Value<Connection
     connection.ending = scratch.polled;
     connection.ending_failed = u32::from(what == request::ERROR);
     if what == request::ERROR && side == role::CLIENT {
-        take_more(scratch);
         let span = scratch.polled.span;
         let report = scratch.report();
         report.what = report::FAILED;
@@ -179,6 +185,9 @@ pub fn result_ends(scratch: &mut Scratch, reason: Reason) {
 /// To be called at the end of a run over a packet or message, and of a connection.
 #[inline(always)]
 pub fn settle(scratch: &mut Value<Scratch>, connection: &mut Value<Connection>) {
+    if scratch.asks != u32::from(request::NONE) {
+        begin(scratch.as_ptr(), connection.as_ptr());
+    }
     if scratch.result != 0 && connection.ending_span.load() != 0 {
         let reason = scratch.result - 1;
         end(scratch.as_ptr(), connection.as_ptr(), reason);

@@ -70,6 +70,10 @@ pub struct Scratch {
     pub cut: u32,
     /// A [`tracer_ebpf::record::Reason`] and one, if a result was sent or came in: see [`crate::runtime_api::settle`].
     pub result: u32,
+    /// A [`tracer_ebpf::runtime_api::request`], if one was taken whose head is in the tail: see
+    /// [`crate::runtime_api::settle`].
+    pub asks: u32,
+    pub pad3: u32,
     /// 1 if the tail holds the answer to a poll: see [`crate::runtime_api::settle_answer`].
     pub answer: u32,
     /// 1 if it was seen to be asked for.
@@ -165,6 +169,7 @@ fn try_slot(slot: u32) -> Option<Value<Scratch>> {
     scratch.rtt_us = 0;
     scratch.result = 0;
     scratch.answer = 0;
+    scratch.asks = 0;
     Some(scratch)
 }
 

@@ -8,6 +8,7 @@ use crate::{
     kernel::{self, Registers, Task, Typed},
     maps::{COROUTINES, LOCKS, THREADS, count},
     pointer::Value,
+    process::process,
 };
 
 /// How a thread came by what it works for.
@@ -206,12 +207,24 @@ fn hand(from: &mut Thread, to: &mut Thread, by: u8) {
 /// Notes that `child` was made by `parent`, the task that runs.
 #[inline(always)]
 pub fn forks(parent: Typed, child: Task) {
-    let Some(mut known) = thread(Task::of(parent).tid) else { return };
-    if known.how == how::NOTHING {
+    let by = Task::of(parent);
+    let known = thread(by.tid);
+    if known.is_none() && process(by.pid).is_none() {
         return;
     }
-    // Go's threads work for whoever comes along.
-    if kernel::registers(parent).is_some_and(|registers| goroutine(parent, registers) != 0) {
+    let g = kernel::registers(parent).map_or(0, |registers| goroutine(parent, registers));
+    if g != 0 {
+        // Go's threads work for whoever comes along. A process is made by a goroutine, whichever thread that runs on.
+        if by.pid != child.pid
+            && let Some(invocation) = super::by_goroutine(by, g).and_then(live::invocation)
+            && let Some(mut made) = entry(child)
+        {
+            works(&mut made, &invocation.context, invocation.sandbox, 0, how::MADE);
+        }
+        return;
+    }
+    let Some(mut known) = known else { return };
+    if known.how == how::NOTHING {
         return;
     }
     let Some(mut made) = entry(child) else { return };
