@@ -137,7 +137,7 @@ fn measure(
         Function::start_program(&slice, "callee", Ipv4Addr::LOCALHOST.into(), |address| Ok(runtimes::callee(address)))?;
     let function = match runtime.start {
         Start::Nginx => Function::nginx(&slice, &callee),
-        Start::Program(program) => {
+        Start::Program(program) | Start::Probed(program) => {
             Function::start_program(&slice, "function", Ipv4Addr::LOCALHOST.into(), |address| {
                 let mut command = program(address)?;
                 command.env("CALLEE", callee.url());
@@ -145,7 +145,11 @@ fn measure(
             })?
         }
     };
-    let agent = Agent::start_with(&slice, &["--tag", tag]);
+    let mut arguments = vec!["--tag", tag];
+    if let Start::Probed(_) = runtime.start {
+        arguments.push("--go-uprobes");
+    }
+    let agent = Agent::start_with(&slice, &arguments);
     let mut driven = Vec::new();
     for &shape in shapes {
         let failures = load::drive(&function, &format!("w{}", shape.name()), shape, WARM_UP_CONCURRENCY, WARM_UP);

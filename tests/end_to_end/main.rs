@@ -17,6 +17,7 @@ mod counters;
 mod demo;
 mod faults;
 mod functions;
+mod go;
 mod harness;
 mod hostile;
 mod leaving;

@@ -127,7 +127,8 @@ async fn run_demo(args: &DemoArgs, mut output: Output) -> Result<()> {
     demo::demo(args, &mount.point, async |tracing: Tracing| {
         let Tracing { slice, ready, stop } = tracing;
         let cgroup = slice.to_str().context("the cgroup's path is not UTF-8")?.to_owned();
-        let args = RunArgs { cgroups: vec![cgroup], names: Vec::new(), output, map_entries: Vec::new() };
+        let args =
+            RunArgs { cgroups: vec![cgroup], names: Vec::new(), output, go_uprobes: false, map_entries: Vec::new() };
         let ready = || {
             let _ = ready.send(());
         };

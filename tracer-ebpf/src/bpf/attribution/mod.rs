@@ -1,9 +1,10 @@
 //! Which invocation a call belongs to (DESIGN.md, section 5), and the bookkeeping that it takes.
 //!
-//! [`live`] knows which invocations are live, [`thread`] what each thread works for, and [`trust`] how far the latter can
-//! be believed where threads serve many connections by turns. What has answered is no longer in `INVOCATIONS`: a thread
+//! [`live`] knows which invocations are live, [`thread`] what each thread works for, [`lineage`] what each goroutine does
+//! if probes tell it, and [`trust`] how far a thread can be believed that serves many connections by turns. What has answered is no longer in `INVOCATIONS`: a thread
 //! that remembers it remembers a key that is found no more, and can only say "after the response".
 
+mod lineage;
 mod live;
 mod thread;
 mod trust;
@@ -15,17 +16,19 @@ use tracer_ebpf::{
 };
 
 use self::{
+    lineage::by_lineage,
     live::forwarded,
     thread::{entry, how, thread},
 };
 pub use self::{
+    lineage::{Persistent, calls, started, starts, writes},
     live::{ContextKey, Holders, Invocation, Sandbox, begin, begin_unknown, end, end_unknown, invocation, sandbox},
     thread::{Futex, Goroutine, Thread, exits, forks, goroutine, reads_request, reads_response, wakes},
     trust::{answers, misses},
 };
 use crate::{
     kernel::{self, Task},
-    maps::COROUTINES,
+    maps::{COROUTINES, GO_PROBES},
     pointer::Value,
 };
 
@@ -129,6 +132,9 @@ fn decide_for(parent: &mut Parent, sandbox_id: u64, task: Task, carried: Option<
         && found.context.trace_id[1] == context.trace_id[1]
         && parent.is(Rule::Header, &found, own, sandbox_id)
     {
+        return;
+    }
+    if GO_PROBES.load() != 0 && task.is_known() && by_lineage(parent, &sandbox, sandbox_id, task) {
         return;
     }
     let known = if task.is_known() { thread(task.tid) } else { None };

@@ -3,6 +3,7 @@
 mod cgroups;
 mod connect;
 mod existing;
+mod go;
 mod packets;
 mod read;
 mod send;
