@@ -241,3 +241,18 @@ pub fn bounded() {
         }
     }
 }
+
+/// Go with its goroutines followed: every edge is right, also where they hand each other work, and after the answer.
+pub fn probed() {
+    let runtime = runtimes::ALL.iter().find(|runtime| matches!(runtime.start, Start::Probed(_))).unwrap();
+    let shapes = [Shape::Par, Shape::Pool, Shape::After];
+    let (driven, finished) = measure(runtime, &shapes, &[8], 200, "on").unwrap_or_else(|why| panic!("{why}"));
+    let rows = judge(driven, &finished);
+    table::head();
+    rows.iter().for_each(table::row);
+    for row in &rows {
+        assert!(row.notes.is_empty(), "{row:#?}");
+        let all = row.requests * row.shape.calls();
+        assert_eq!(row.score.rules.get("coroutine"), Some(&(all, 0)), "{row:#?}");
+    }
+}

@@ -55,10 +55,11 @@ pub struct RunArgs {
     #[command(flatten)]
     pub output: Output,
 
-    /// Follow goroutines in Go functions, so that their calls by net/http are told exactly however many requests are at
+    /// Follow goroutines in Go functions, so that their calls by net/http are told apart however many requests are at
     /// work at once. This puts breakpoints (uprobes) into the tenants' Go programs, which nothing else here does; they are
-    /// taken out at the end. Each call and each goroutine made costs the function a few microseconds more. Go 1.18 or newer on
-    /// x86-64, not stripped of its symbols; what cannot be probed is named on standard error.
+    /// gone when the agent ends. Each call, each goroutine made and each hand-over between two costs the function about a
+    /// microsecond more. It takes Go 1.18 or newer on x86-64, not stripped of its symbols; what cannot be probed is named
+    /// on standard error.
     #[arg(long)]
     pub go_uprobes: bool,
 

@@ -16,7 +16,7 @@ use tracer_ebpf::{
 
 use crate::{
     atomic::Atomic,
-    attribution::{ContextKey, Futex, Goroutine, Holders, Invocation, Persistent, Sandbox, Thread},
+    attribution::{ContextKey, Futex, Goroutine, Holders, Invocation, Persistent, Sandbox, Thread, Work},
     connection::Connection,
     pointer::Value,
 };
@@ -46,10 +46,10 @@ pub static CONTEXTS: HashMap<ContextKey, Holders, 262_144, ON_DEMAND> = HashMap:
 #[btf_map]
 pub static THREADS: HashMap<u32, Thread, 131_072, ON_DEMAND> = HashMap::new();
 
-/// Goroutine → the span of the invocation whose request it read last, or that the probes in Go programs know it to work
-/// for; 0 for nobody that is known. What is not used makes room.
+/// Goroutine → the invocation whose request it read last, or that the probes in Go programs know it to work for. What is
+/// not used makes room.
 #[btf_map]
-pub static COROUTINES: LruHashMap<Goroutine, u64, 65_536> = LruHashMap::new();
+pub static COROUTINES: LruHashMap<Goroutine, Work, 65_536> = LruHashMap::new();
 
 /// Connection of net/http's client → the span of the invocation that calls on it now. Like the next two, one element
 /// large unless there are probes in Go programs.

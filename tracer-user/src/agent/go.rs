@@ -14,7 +14,8 @@ use crate::go::{self, Id, Points, Program};
 /// The maps that nothing else uses.
 pub(super) const MAPS: [&str; 3] = ["CALLING", "STARTING", "ANSWERED"];
 
-const PROGRAMS: [&str; 4] = ["fn_go_started", "fn_go_start", "fn_go_call", "fn_go_write"];
+const PROGRAMS: [&str; 7] =
+    ["fn_go_started", "fn_go_start", "fn_go_serve", "fn_go_send", "fn_go_receive", "fn_go_call", "fn_go_write"];
 
 /// A breakpoint, and the program that it runs.
 pub(super) type Link = (&'static str, UProbeLinkId);
@@ -47,10 +48,18 @@ impl Agent {
     /// In the order in which nothing wrong is concluded while a part is missing: goroutines start clean before any is
     /// known, and are known before their calls are told to those who write.
     fn attach_go(&mut self, points: &Points, file: &File, links: &mut Vec<Link>) -> Result<()> {
-        let [started, start, call, write] = PROGRAMS;
+        let [started, start, serve, send, receive, call, write] = PROGRAMS;
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         let places = points.started.iter().map(|place| (started, *place));
-        for (name, place) in places.chain([(start, points.start), (call, points.call), (write, points.write)]) {
+        let others = [
+            (start, points.start),
+            (serve, points.serve),
+            (send, points.send),
+            (receive, points.receive),
+            (call, points.call),
+            (write, points.write),
+        ];
+        for (name, place) in places.chain(others) {
             let program: &mut UProbe = self.program(name)?;
             let link = program.attach(place, &path, UProbeScope::AllProcesses);
             links.push((name, link.with_context(|| format!("attach {name}"))?));

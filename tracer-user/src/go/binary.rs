@@ -3,20 +3,25 @@
 use std::{fs::File, path::Path};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use iced_x86::{Decoder, DecoderOptions, Mnemonic};
+use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 use object::{
-    Architecture, LittleEndian, Object as _, ObjectSection as _, ObjectSymbol as _, ReadCache,
-    read::elf::{ElfFile64, ElfSection64},
+    Architecture, LittleEndian, Object as _, ObjectSection as _, ObjectSymbol as _, ReadCache, read::elf::ElfFile64,
 };
 
 /// Longest file that is looked into. A tenant wrote it, and its tables are read into memory.
 const FILE_MAX: u64 = 256 << 20;
-/// Longest function in which returns are looked for, in bytes; `runtime.newproc1` has about 1,300.
+/// Longest function that is disassembled, in bytes; `runtime.newproc1` has about 1,300.
 const FUNCTION_MAX: u64 = 64 << 10;
 
 const CALL: &str = "net/http.(*persistConn).roundTrip";
 const WRITE: &str = "net/http.persistConnWriter.Write";
+const SERVE: &str = "net/http.(*persistConn).readLoop";
 const START: &str = "runtime.newproc1";
+const SEND: &str = "runtime.send";
+const RECEIVE: &str = "runtime.recv";
+/// What `runtime.newproc1` calls with the goroutine that it makes as the first argument, before anybody else can see it.
+const STATUS: &str = "runtime.casgstatus";
+const NAMES: [&str; 7] = [CALL, WRITE, SERVE, START, SEND, RECEIVE, STATUS];
 
 /// Where to put breakpoints, as offsets in the file; the kernel half's `hooks/go.rs` says what each is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,10 +30,16 @@ pub struct Points {
     pub call: u64,
     /// Where it writes.
     pub write: u64,
+    /// Where it begins to read the answers on a connection.
+    pub serve: u64,
     /// Where a goroutine begins to be made.
     pub start: u64,
-    /// Where it is made.
+    /// Where it is made, in RAX.
     pub started: Vec<u64>,
+    /// Where a goroutine gives a value to one that waits.
+    pub send: u64,
+    /// Where it takes one from one that waits.
+    pub receive: u64,
 }
 
 /// A Go program that makes calls by net/http.
@@ -40,7 +51,6 @@ pub struct Program {
 }
 
 type Elf<'a> = ElfFile64<'a, LittleEndian, &'a ReadCache<File>>;
-type Section<'a, 'file> = ElfSection64<'a, 'file, LittleEndian, &'a ReadCache<File>>;
 
 /// Looks into a program's file. `None` if there is nothing to probe in it: it was not made by Go, or makes no calls by
 /// net/http.
@@ -57,29 +67,29 @@ pub fn look(file: File) -> Result<Option<Program>> {
     let Some(info) = elf.section_by_name(".go.buildinfo") else { return Ok(None) };
     ensure!(elf.architecture() == Architecture::X86_64, "it is not for x86-64");
     let version = version(info.data().context("its build information cannot be read")?)?;
-    let mut found = [None; 3];
+    let mut found = [None; NAMES.len()];
     let mut any = false;
     for symbol in elf.symbols() {
         any = true;
         let Ok(name) = symbol.name_bytes() else { continue };
-        for (name_of, place) in [CALL, WRITE, START].iter().zip(&mut found) {
-            if name == name_of.as_bytes() {
-                *place = Some((symbol.address(), symbol.size()));
-            }
+        if let Some(place) = NAMES.iter().position(|known| known.as_bytes() == name).and_then(|at| found.get_mut(at)) {
+            *place = Some((symbol.address(), symbol.size()));
         }
     }
     ensure!(any, "it is stripped of its symbols ({version}): build it without -ldflags=-s");
-    let [Some(call), Some(write), start] = found else { return Ok(None) };
-    let start = start.with_context(|| format!("it has no {START} ({version})"))?;
-    let text = |(address, _): (u64, u64)| {
-        let section = elf.sections().find(|section| address.wrapping_sub(section.address()) < section.size());
-        section.context("a function lies outside of it")
-    };
+    let [Some(call), Some(write), Some(serve), start, send, receive, status] = found else { return Ok(None) };
+    let there =
+        |function: Option<(u64, u64)>, name: &str| function.with_context(|| format!("it has no {name} ({version})"));
+    let code = |function| Code::of(&elf, function);
+    let start = code(there(start, START)?)?;
     let points = Points {
-        call: offset(&text(call)?, call.0)?,
-        write: offset(&text(write)?, write.0)?,
-        start: offset(&text(start)?, start.0)?,
-        started: returns(&text(start)?, start)?,
+        call: code(call)?.entry(),
+        write: code(write)?.entry(),
+        serve: code(serve)?.entry(),
+        start: start.entry(),
+        started: start.calls_of(there(status, STATUS)?.0)?,
+        send: code(there(send, SEND)?)?.entry(),
+        receive: code(there(receive, RECEIVE)?)?.entry(),
     };
     Ok(Some(Program { version, points }))
 }
@@ -100,28 +110,64 @@ fn version(info: &[u8]) -> Result<String> {
     Ok(version.context("its build information cannot be read")?.to_owned())
 }
 
-/// The place in the file of an address in a section.
-fn offset(section: &Section<'_, '_>, address: u64) -> Result<u64> {
-    let (at, len) = section.file_range().context("a function has no bytes")?;
-    let into = address.wrapping_sub(section.address());
-    ensure!(into < len, "a function lies outside of its section");
-    Ok(at + into)
+/// The code of a function.
+struct Code<'a> {
+    bytes: &'a [u8],
+    address: u64,
+    /// Its place in the file.
+    place: u64,
 }
 
-/// The places in the file of a function's RET instructions.
-fn returns(section: &Section<'_, '_>, (address, size): (u64, u64)) -> Result<Vec<u64>> {
-    ensure!((1..=FUNCTION_MAX).contains(&size), "{START} has an odd size: {size} bytes");
-    let code = section.data_range(address, size).ok().flatten().with_context(|| format!("{START} cannot be read"))?;
-    let mut places = Vec::new();
-    for instruction in Decoder::with_ip(64, code, address, DecoderOptions::NONE) {
-        match instruction.mnemonic() {
-            Mnemonic::INVALID => bail!("{START} cannot be disassembled"),
-            Mnemonic::Ret => places.push(offset(section, instruction.ip())?),
-            _ => {}
-        }
+impl<'a> Code<'a> {
+    fn of(elf: &Elf<'a>, (address, size): (u64, u64)) -> Result<Self> {
+        ensure!((1..=FUNCTION_MAX).contains(&size), "a function in it has an odd size: {size} bytes");
+        let section = elf.sections().find(|section| address.wrapping_sub(section.address()) < section.size());
+        let section = section.context("a function lies outside of it")?;
+        let bytes = section.data_range(address, size).ok().flatten().context("a function cannot be read")?;
+        let (at, _) = section.file_range().context("a function has no bytes")?;
+        Ok(Self { bytes, address, place: at + (address - section.address()) })
     }
-    ensure!(!places.is_empty(), "{START} does not return");
-    Ok(places)
+
+    fn instructions(&self) -> impl Iterator<Item = (u64, Instruction)> {
+        let decoder = Decoder::with_ip(64, self.bytes, self.address, DecoderOptions::NONE);
+        decoder.into_iter().map(|instruction| (self.place + (instruction.ip() - self.address), instruction))
+    }
+
+    /// Where to stop at the function's beginning, with the arguments still in their registers.
+    ///
+    /// Not at its first instruction, which compares the stack pointer: the kernel has to step over it, and that costs
+    /// several times what the breakpoint does. A conditional jump or a push it does itself (arch/x86/kernel/uprobes.c,
+    /// branch_setup_xol_ops and push_setup_xol_ops); one of the two comes next.
+    fn entry(&self) -> u64 {
+        for (place, instruction) in self.instructions() {
+            let at = (place - self.place) as usize;
+            match self.bytes.get(at..).unwrap_or_default() {
+                [0x55 | 0x70..=0x7f, ..] | [0x0f, 0x80..=0x8f, ..] => return place,
+                // What Go compares with, where a function's frame is large.
+                _ if instruction.mnemonic() == Mnemonic::Cmp || instruction.op0_register() == Register::R12 => {}
+                _ => break,
+            }
+        }
+        self.place
+    }
+
+    /// Where the function calls the one at `target`. The kernel does calls itself, too.
+    fn calls_of(&self, target: u64) -> Result<Vec<u64>> {
+        let mut places = Vec::new();
+        for (place, instruction) in self.instructions() {
+            match instruction.mnemonic() {
+                Mnemonic::INVALID => bail!("{START} cannot be disassembled"),
+                Mnemonic::Call if instruction.op0_kind() == OpKind::NearBranch64 => {
+                    if instruction.near_branch_target() == target {
+                        places.push(place);
+                    }
+                }
+                _ => {}
+            }
+        }
+        ensure!(!places.is_empty(), "{START} does not call {STATUS}");
+        Ok(places)
+    }
 }
 
 /// Opens the program that a process runs.
@@ -154,6 +200,30 @@ mod tests {
             let said = version(&info).unwrap_err().to_string();
             assert!(said.contains(why), "{said}");
         }
+    }
+
+    #[test]
+    fn breakpoints_are_where_the_kernel_need_not_step() {
+        let entry = |bytes: &[u8]| Code { bytes, address: 0x401_000, place: 0x1000 }.entry() - 0x1000;
+        // cmp 0x10(%r14),%rsp; jbe; push %rbp
+        assert_eq!(entry(&[0x49, 0x3b, 0x66, 0x10, 0x76, 0x2f, 0x55]), 4);
+        // lea -0x40(%rsp),%r12; cmp 0x10(%r14),%r12; jbe near
+        let large = [0x4c, 0x8d, 0x64, 0x24, 0xc0, 0x4d, 0x3b, 0x66, 0x10, 0x0f, 0x86, 0x22, 0x0e, 0x00, 0x00];
+        assert_eq!(entry(&large), 9);
+        // push %rbp, of a function without a check of the stack
+        assert_eq!(entry(&[0x55, 0x48, 0x89, 0xe5]), 0);
+        // mov %rbx,%rax; push %rbp: the argument is gone by then
+        assert_eq!(entry(&[0x48, 0x89, 0xd8, 0x55]), 0);
+    }
+
+    #[test]
+    fn calls_are_found_by_their_target() {
+        // nop; call 0x40; call 0x100c; ret
+        let bytes = [0x90, 0xe8, 0x3a, 0xf0, 0xff, 0xff, 0xe8, 0x01, 0x00, 0x00, 0x00, 0xc3];
+        let code = Code { bytes: &bytes, address: 0x1000, place: 0x20 };
+        assert_eq!(code.calls_of(0x100c).unwrap(), [0x26]);
+        assert!(code.calls_of(0x2000).is_err());
+        assert!(Code { bytes: &[0x06], ..code }.calls_of(0x100c).is_err(), "no instruction");
     }
 
     #[test]

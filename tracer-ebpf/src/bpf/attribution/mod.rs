@@ -15,20 +15,20 @@ use tracer_ebpf::{
     traceparent::Context,
 };
 
-use self::{
-    lineage::by_lineage,
-    live::forwarded,
-    thread::{entry, how, thread},
-};
 pub use self::{
-    lineage::{Persistent, calls, started, starts, writes},
+    lineage::{Persistent, Work, calls, meets, serves, started, starts, writes},
     live::{ContextKey, Holders, Invocation, Sandbox, begin, begin_unknown, end, end_unknown, invocation, sandbox},
     thread::{Futex, Goroutine, Thread, exits, forks, goroutine, reads_request, reads_response, wakes},
     trust::{answers, misses},
 };
+use self::{
+    lineage::{by_lineage, work},
+    live::forwarded,
+    thread::{entry, how, thread},
+};
 use crate::{
     kernel::{self, Task},
-    maps::{COROUTINES, GO_PROBES},
+    maps::GO_PROBES,
     pointer::Value,
 };
 
@@ -211,7 +211,7 @@ fn by_thread(
         _ => 0,
     };
     if g != 0
-        && let Some(span) = by_goroutine(task, g)
+        && let span = work(task.pid, g).span
         && let Some(own) = invocation(span)
         && parent.is(Rule::Coroutine, &own, span, sandbox_id)
     {
@@ -262,14 +262,6 @@ fn by_thread(
         }
     }
     true
-}
-
-#[inline(always)]
-fn by_goroutine(task: Task, g: u64) -> Option<u64> {
-    let key = Goroutine { pid: u64::from(task.pid), g };
-    let span = COROUTINES.get_ptr(key)?;
-    // SAFETY: a map look-up gave it.
-    Some(unsafe { span.read_volatile() })
 }
 
 /// Who was at work when the socket connected explains the first request on it, if the sending thread tells nothing
