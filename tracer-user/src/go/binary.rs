@@ -157,10 +157,10 @@ impl<'a> Code<'a> {
         for (place, instruction) in self.instructions() {
             match instruction.mnemonic() {
                 Mnemonic::INVALID => bail!("{START} cannot be disassembled"),
-                Mnemonic::Call if instruction.op0_kind() == OpKind::NearBranch64 => {
-                    if instruction.near_branch_target() == target {
-                        places.push(place);
-                    }
+                Mnemonic::Call
+                    if instruction.op0_kind() == OpKind::NearBranch64 && instruction.near_branch_target() == target =>
+                {
+                    places.push(place);
                 }
                 _ => {}
             }
