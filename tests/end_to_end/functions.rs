@@ -190,11 +190,11 @@ pub fn go_program() -> PathBuf {
     prepared(source().join(".cache/go/function"))
 }
 
-fn source() -> PathBuf {
+pub fn source() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/functions").canonicalize().unwrap()
 }
 
-fn prepared(path: PathBuf) -> PathBuf {
+pub fn prepared(path: PathBuf) -> PathBuf {
     assert!(path.exists(), "{} is missing: run `cargo xtask functions` first", path.display());
     path
 }

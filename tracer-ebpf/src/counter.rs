@@ -51,11 +51,11 @@ counters! {
     /// A packet came while another CPU was parsing the same direction of its connection. In a body its bytes are taken
     /// as passed; elsewhere the framing waits for the next provable boundary.
     Contended = "contended",
-    /// The map of live invocations was full.
+    /// The map of live invocations, or that of polled ones, was full.
     InvocationsFull = "invocations_full",
-    /// The map of threads was full.
+    /// The map of threads, or that of processes, was full.
     ThreadsFull = "threads_full",
-    /// The map of sandboxes was full: a new sandbox is not traced.
+    /// The map of sandboxes was full: a new sandbox is not traced, or its start is not told.
     SandboxesFull = "sandboxes_full",
     /// The map of listening sockets was full at the start: connections older than the agent may be taken for their other
     /// end.
@@ -63,6 +63,12 @@ counters! {
     /// The kernel had no memory to note a connection: it is not traced. No test provokes it, for it would take the memory
     /// from the whole host.
     NotNoted = "not_noted",
+    /// Requests to a runtime API (Lambda's), which are neither calls nor invocations: a runtime asks for its work by them,
+    /// and hands the results back.
+    RuntimeApi = "runtime_api",
+    /// Answers to polls of a runtime API whose head was not whole in one piece of 1,024 bytes: the invocation is not
+    /// traced.
+    PollsUnread = "polls_unread",
     /// A message had more requests or chunks than one run of a program follows.
     TooLong = "too_long",
     /// Calls of Go functions of which the probes (`--go-uprobes`) know the invocation.

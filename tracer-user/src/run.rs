@@ -1,14 +1,15 @@
 //! `fntrace run`: records out of the ring buffer, call paths onto standard output.
 
+mod naming;
+
 use std::{
-    collections::HashMap,
+    collections::HashSet,
     fmt,
     future::Future,
     io::{self, IsTerminal as _},
     os::fd::AsRawFd,
     path::PathBuf,
     process::ExitCode,
-    sync::Arc,
     time::Duration,
 };
 
@@ -24,15 +25,17 @@ use tracer_ebpf::{
     record::{self, Body},
 };
 
+use self::naming::Naming;
 use crate::{
     agent::{self, Agent, Cidr, Plan, TAG_TO},
-    assemble::{Assembler, Config, SandboxInfo},
+    assemble::{Assembler, Config},
     cgroup::{self, Mount, Selection},
+    discover::Discovery,
     doctor::{self, Verdict},
     forecast,
     go::{self, Found},
     host::{self, SelfTest},
-    name::Names,
+    name::{self, Identity, Names},
     profile,
     signals::Signals,
     sink::{self, Sink, stats::Stats, tree::Look},
@@ -45,8 +48,14 @@ pub struct RunArgs {
     ///
     /// A path below the cgroup v2 mount (`/fns`, or absolute), or a pattern: `*` and `?` stand for anything within one
     /// segment, and what matches is traced from its first packet when it appears. May be given several times.
-    #[arg(long = "cgroup", value_name = "PATH", required = true)]
+    ///
+    /// Without it, the containers in which a known platform of functions shows are found and traced, and nothing else.
+    #[arg(long = "cgroup", value_name = "PATH")]
     pub cgroups: Vec<String>,
+
+    /// Find functions only below this cgroup: so that tests keep to what they made.
+    #[arg(long, hide = true, value_name = "PATH", default_value = "", conflicts_with = "cgroups")]
+    pub discover_below: String,
 
     /// Give the sandbox at a cgroup (path or pattern) this function name.
     #[arg(long = "name", value_name = "CGROUP=NAME")]
@@ -60,8 +69,11 @@ pub struct RunArgs {
     /// gone when the agent ends. Each call, each goroutine made and each hand-over between two costs the function about a
     /// microsecond more. It takes Go 1.18 or newer on x86-64, not stripped of its symbols; what cannot be probed is named
     /// on standard error.
-    #[arg(long)]
+    #[arg(long, requires = "cgroups")]
     pub go_uprobes: bool,
+    /// Attach programs that return at once: the floor that the bench compares with.
+    #[arg(long, hide = true)]
+    pub floor: bool,
 
     /// Another size for a map of the kernel half: for tests of what happens when it is full.
     #[arg(long, hide = true, value_name = "NAME=N", value_parser = map_entries)]
@@ -196,9 +208,7 @@ const TICK: Duration = Duration::from_millis(50);
 const BEAT: Duration = Duration::from_secs(1);
 /// The interval of `stats` lines, unless told otherwise.
 const STATS: Duration = Duration::from_secs(10);
-/// Finding a name looks into files that a tenant may make slow. The paths do not wait for that.
-const NAMING: Duration = Duration::from_millis(50);
-/// The same of Go programs, at the start.
+/// How long Go programs may take at the start to be looked at: a tenant may make its files slow.
 const LOOKING: Duration = Duration::from_secs(5);
 
 /// Runs until a signal, or until the reader of standard output goes away.
@@ -222,30 +232,37 @@ pub async fn trace(args: &RunArgs, ready: impl FnOnce(), stop: impl Future<Outpu
         return Err(Refusal::Host(refusal).into());
     }
     let mount = Mount::find().map_err(|error| Refusal::Host(format!("{error:#}")))?;
-    let selection = Selection::resolve(&mount, &args.cgroups).map_err(|error| Refusal::Usage(format!("{error:#}")))?;
-    let names = Names::new(mount.clone(), &args.names).map_err(|error| Refusal::Usage(format!("{error:#}")))?;
-    refuse_second(&mount, &selection)?;
+    let usage = |error: anyhow::Error| Refusal::Usage(format!("{error:#}"));
+    let selection = Selection::resolve(&mount, &args.cgroups).map_err(usage)?;
+    let discovery = args.cgroups.is_empty().then(|| Discovery::new(mount.clone(), &args.discover_below));
+    let discovery = discovery.transpose().map_err(usage)?;
+    let names = Names::new(mount.clone(), &args.names).map_err(usage)?;
+    refuse_second(&mount, &selection.roots)?;
     let tagging = tagging(args.output.tag, &report.verdict());
     let verdict = matches!(report.self_test, Some(SelfTest::NeedsVerdict { .. }));
-    let plan = plan(args, &selection, tagging, verdict)?;
+    let plan = plan(args, &selection, discovery.as_ref(), tagging, verdict)?;
     let mut agent = Agent::load(&plan)?;
     // From here on the kernel half sees sandboxes appear; those that are there already come from a walk.
     let existing = selection.existing(&mount);
     let sandboxes: Vec<u64> = existing.iter().map(|(id, _)| *id).collect();
-    let mut flow = Flow::new(args, &mut agent, names)?;
+    let mut flow = Flow::new(args, &mut agent, names, discovery)?;
     for (id, path) in existing {
-        flow.naming.insert(id, Known { path, sure: false });
+        flow.naming.exists(id, path);
     }
     agent.attach(&plan, &sandboxes)?;
     if args.go_uprobes {
-        flow.go = Some(go::Watch::start(mount, selection).context("start to look for Go programs")?);
+        flow.go = Some(go::Watch::start(mount.clone(), selection).context("start to look for Go programs")?);
         flow.probe_those_there(&mut agent).await;
     }
-    eprintln!("fntrace: tracing {}, {}", what(&args.cgroups, sandboxes.len()), how(&plan));
+    let what = match flow.discover(&mut agent, &mount).await? {
+        Some(found) => found,
+        None => what(&args.cgroups, sandboxes.len()),
+    };
+    eprintln!("fntrace: tracing {what}, {}", how(&plan));
     ready();
     let outcome = flow.follow(&mut agent, stop).await;
     let outcome = match outcome {
-        Ok(()) => flow.end(&mut agent),
+        Ok(()) => flow.end(&mut agent).await,
         Err(error) => Err(error),
     };
     match outcome {
@@ -259,8 +276,8 @@ pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-fn refuse_second(mount: &Mount, selection: &Selection) -> Result<()> {
-    let ids = selection.roots.iter().map(|root| cgroup::id(root)).collect::<io::Result<Vec<_>>>();
+fn refuse_second(mount: &Mount, roots: &[PathBuf]) -> Result<()> {
+    let ids = roots.iter().map(|root| cgroup::id(root)).collect::<io::Result<Vec<_>>>();
     let ids = ids.map_err(|error| Refusal::Usage(format!("look at the cgroups: {error}")))?;
     match host::second_agent(mount, &ids) {
         Ok(None) => Ok(()),
@@ -285,20 +302,31 @@ fn tagging(wanted: Tagging, verdict: &Verdict) -> bool {
     }
 }
 
-fn plan(args: &RunArgs, selection: &Selection, tagging: bool, verdict: bool) -> Result<Plan> {
+fn plan(
+    args: &RunArgs,
+    selection: &Selection,
+    discovery: Option<&Discovery>,
+    tagging: bool,
+    verdict: bool,
+) -> Result<Plan> {
     let tag_to = if args.output.tag_to.is_empty() {
         TAG_TO.iter().map(|cidr| cidr.parse()).collect::<Result<Vec<Cidr>>>()?
     } else {
         args.output.tag_to.clone()
     };
-    let patterns = selection.patterns.iter().filter(|pattern| !pattern.is_literal());
+    let chosen = selection.patterns.iter().filter(|pattern| !pattern.is_literal());
     Ok(Plan {
         roots: selection.roots.clone(),
-        patterns: patterns.map(|pattern| pattern.as_str().to_owned()).collect(),
+        patterns: match discovery {
+            Some(discovery) => discovery.patterns(),
+            None => chosen.map(|pattern| pattern.as_str().to_owned()).collect(),
+        },
+        discovers: discovery.is_some(),
         tag_to: tagging.then_some(tag_to),
         tag_max_head: args.output.tag_max_head,
         verdict,
         go_uprobes: args.go_uprobes,
+        floor: args.floor,
         map_entries: args.map_entries.clone(),
     })
 }
@@ -318,21 +346,13 @@ fn how(plan: &Plan) -> String {
     }
 }
 
-/// A sandbox's path, and whether its name is final.
-struct Known {
-    path: String,
-    sure: bool,
-}
-
 /// The flow in user space, from the ring buffer to standard output.
 struct Flow {
     ring: AsyncFd<aya::maps::RingBuf<aya::maps::MapData>>,
     assembler: Assembler,
     sink: Sink<io::StdoutLock<'static>>,
-    names: Arc<Names>,
-    naming: HashMap<u64, Known>,
-    /// Sandboxes of this batch whose names are still to be found.
-    unnamed: Vec<u64>,
+    naming: Naming,
+    discovery: Option<Discovery>,
     stats_every: Option<Duration>,
     log: Option<AsyncFd<agent::Log>>,
     profile: Option<profile::live::Live>,
@@ -344,7 +364,7 @@ struct Flow {
 }
 
 impl Flow {
-    fn new(args: &RunArgs, agent: &mut Agent, names: Names) -> Result<Self> {
+    fn new(args: &RunArgs, agent: &mut Agent, names: Names, discovery: Option<Discovery>) -> Result<Self> {
         let output = &args.output;
         let terminal = io::stdout().is_terminal();
         let tree = output.format.map_or(terminal, |format| format == Format::Tree);
@@ -357,6 +377,7 @@ impl Flow {
         let config = Config {
             settle_ns: output.settle.as_nanos() as u64,
             query: output.query,
+            since_ns: monotonic_ns(),
             infer_min: output.infer_min,
             infer_by_timing: output.infer_by_timing,
             ..Config::default()
@@ -374,9 +395,8 @@ impl Flow {
             ring,
             assembler: Assembler::new(config),
             sink: Sink::new(format, io::stdout().lock()),
-            names: Arc::new(names),
-            naming: HashMap::new(),
-            unnamed: Vec::new(),
+            naming: Naming::new(names),
+            discovery,
             stats_every: output.stats_every.or((!tree).then_some(STATS)),
             log,
             profile,
@@ -384,6 +404,29 @@ impl Flow {
             go: None,
             boot_to_wall_ns: boot_to_wall_ns(),
         })
+    }
+
+    /// Finds the functions that are there, where none were named, and says what was found.
+    async fn discover(&mut self, agent: &mut Agent, mount: &Mount) -> Result<Option<String>> {
+        let Some(discovery) = &self.discovery else { return Ok(None) };
+        let candidates = discovery.existing();
+        for (id, path) in &candidates {
+            // First of all, so that no program starts unseen between the look and the watch.
+            agent.watch(*id)?;
+            self.naming.exists(*id, path.clone());
+            self.naming.ask(*id, false);
+        }
+        let Self { naming, assembler, discovery: Some(discovery), .. } = self else { return Ok(None) };
+        naming.find(assembler, |path, identity| discovery.judge(path, identity)).await;
+        refuse_second(mount, &discovery.due().collect::<Vec<_>>())?;
+        discovery.take(agent);
+        agent.take_in_existing()?;
+        let others: HashSet<_> = candidates.iter().filter_map(|(_, path)| name::container_of(path)).collect();
+        let (found, others) = (discovery.len(), others.len().saturating_sub(discovery.len()));
+        Ok(Some(format!(
+            "the functions of known platforms ({found} containers now and those to come; {others} other containers are \
+             left alone)"
+        )))
     }
 
     async fn follow(&mut self, agent: &mut Agent, stop: impl Future<Output = ()>) -> Result<()> {
@@ -428,9 +471,12 @@ impl Flow {
     }
 
     /// Takes what the ring buffer holds, and gives out what has become complete.
-    async fn batch(&mut self, agent: &Agent) -> Result<()> {
+    async fn batch(&mut self, agent: &mut Agent) -> Result<()> {
         self.drain();
         self.find_names().await;
+        if let Some(discovery) = &mut self.discovery {
+            discovery.take(agent);
+        }
         self.forecast()?;
         self.assembler.lost(agent.lost()?);
         self.assembler.advance(monotonic_ns());
@@ -438,61 +484,35 @@ impl Flow {
     }
 
     fn drain(&mut self) {
-        let Self { ring, assembler, naming, unnamed, forecast, .. } = self;
+        let Self { ring, assembler, naming, forecast, discovery, go, .. } = self;
         while let Some(item) = ring.get_mut().next() {
             let Some(record) = record::decode(&item) else {
                 // Counts it.
                 assembler.read(&item);
                 continue;
             };
-            let sandbox = record.header.sandbox;
-            match record.body {
-                Body::SandboxBorn(path) => {
-                    let path = String::from_utf8_lossy(path).into_owned();
-                    let info = SandboxInfo { function: Arc::from(path.as_str()), path: Arc::from(path.as_str()) };
-                    assembler.sandbox(sandbox, info);
-                    naming.insert(sandbox, Known { path, sure: false });
-                }
-                Body::SandboxGone => {
-                    naming.remove(&sandbox);
-                }
-                Body::InvocationStart(..) | Body::CallStart(..) | Body::OpaqueStart(..)
-                    if naming.get(&sandbox).is_some_and(|known| !known.sure) && !unnamed.contains(&sandbox) =>
-                {
-                    unnamed.push(sandbox);
-                }
-                _ => {}
-            }
+            naming.note(&record, assembler);
             assembler.record(&record);
+            if let (Some(discovery), Body::SandboxGone) = (&mut *discovery, record.body) {
+                discovery.gone(record.header.sandbox);
+            }
+            if let (Some(go), Body::SandboxExec(..)) = (&*go, record.body) {
+                go.look();
+            }
             if let Some(forecast) = forecast {
                 forecast.note(&record);
             }
         }
     }
 
-    /// Names the sandboxes that were heard of: now that they work, their processes can be asked.
     async fn find_names(&mut self) {
-        if !self.unnamed.is_empty()
-            && let Some(go) = &self.go
-        {
-            go.look();
-        }
-        for sandbox in std::mem::take(&mut self.unnamed) {
-            let Some(known) = self.naming.get_mut(&sandbox) else { continue };
-            known.sure = true;
-            let (names, path) = (Arc::clone(&self.names), known.path.clone());
-            let found = timeout(NAMING, spawn_blocking(move || names.resolve(&path))).await;
-            let function = match found {
-                Ok(Ok(name)) => name.text,
-                // Too slow, for now: it is asked again with the next record.
-                _ => {
-                    known.sure = false;
-                    known.path.clone()
-                }
-            };
-            let info = SandboxInfo { function: Arc::from(function.as_str()), path: Arc::from(known.path.as_str()) };
-            self.assembler.sandbox(sandbox, info);
-        }
+        let Self { naming, assembler, discovery, .. } = self;
+        let hear = |path: &str, identity: &Identity| {
+            if let Some(discovery) = discovery {
+                discovery.judge(path, identity);
+            }
+        };
+        naming.find(assembler, hear).await;
     }
 
     /// Tells what the records of this batch let expect, before all else: every moment counts.
@@ -536,10 +556,11 @@ impl Flow {
     }
 
     /// The last lines: what is still open, and the final counts.
-    fn end(mut self, agent: &mut Agent) -> Result<()> {
+    async fn end(mut self, agent: &mut Agent) -> Result<()> {
         // First, so that nothing is recorded that nobody reads.
         agent.detach()?;
         self.drain();
+        self.find_names().await;
         self.assembler.lost(agent.lost()?);
         self.assembler.advance(monotonic_ns());
         self.assembler.finish();

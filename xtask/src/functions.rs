@@ -23,7 +23,19 @@ pub fn prepare(root: &Path) -> Result<()> {
         .context("build the Go function")?;
     let packages = [("./callee", "callee"), ("./function", "function")];
     let inputs = ["go.sum", "callee/main.go", "function/main.go"];
-    go(&functions.join("edges/go"), &inputs, &packages, &cache.join("edges/go")).context("build the Go edges function")
+    go(&functions.join("edges/go"), &inputs, &packages, &cache.join("edges/go"))
+        .context("build the Go edges function")?;
+    lambda(&functions.join("lambda"), &cache)
+}
+
+/// Functions for AWS Lambda, and AWS's own stand-in for it.
+fn lambda(source: &Path, cache: &Path) -> Result<()> {
+    python(&source.join("python"), &cache.join("lambda-python")).context("set up awslambdaric")?;
+    go(&source.join("go"), &["go.sum", "main.go"], &[(".", "function")], &cache.join("lambda-go"))
+        .context("build the Go function for Lambda")?;
+    go(&source.join("emulator"), &["go.sum", "tools.go"], &[(EMULATOR, "emulator")], &cache.join("lambda-emulator"))
+        .context("build Lambda's emulator")?;
+    rust(&source.join("rust"), &cache.join("lambda-rust")).context("build the Rust function for Lambda")
 }
 
 /// Installs and builds what only `cargo xtask edges` needs on top: its functions in Rust and Java.
@@ -36,6 +48,9 @@ pub fn prepare_edges(root: &Path) -> Result<()> {
     java(&source.join("java"), &cache.join("java")).context("build the Java function")?;
     rust(&source.join("rust"), &cache.join("rust")).context("build the Rust function")
 }
+
+/// AWS's own stand-in for Lambda.
+const EMULATOR: &str = "github.com/aws/aws-lambda-runtime-interface-emulator/cmd/aws-lambda-rie";
 
 /// Sees that interpreters, compiler and nginx are there; on Debian and its kin the missing ones are installed.
 fn machine() -> Result<()> {
@@ -57,6 +72,12 @@ fn machine() -> Result<()> {
             missing.push(package);
         }
     }
+    // Containers, and networks of their own.
+    for (program, package) in [("runc", "runc"), ("ip", "iproute2"), ("iptables", "iptables")] {
+        if find(program).is_none() {
+            missing.push(package);
+        }
+    }
     if !Path::new("/usr/lib/postgresql").exists() {
         missing.push("postgresql");
     }
@@ -73,7 +94,7 @@ fn python(source: &Path, cache: &Path) -> Result<()> {
     if stamp.is_fresh() {
         return Ok(());
     }
-    eprintln!("xtask: functions-framework for Python, into {}", cache.display());
+    eprintln!("xtask: the Python packages, into {}", cache.display());
     stamp.clear()?;
     let venv = cache.join("venv");
     run(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;

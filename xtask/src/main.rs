@@ -1,4 +1,4 @@
-//! Set up, build, demo, test: all that a fresh machine with Rust's ordinary toolchain needs.
+//! Set up, build, demo, test, bench: all that a fresh machine with Rust's ordinary toolchain needs.
 
 use std::{
     path::{Path, PathBuf},
@@ -8,6 +8,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod command;
 mod edges;
 mod functions;
@@ -17,7 +18,7 @@ mod test;
 mod vm;
 
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask", about = "Set up, build, demo, test")]
+#[command(name = "cargo xtask", about = "Set up, build, demo, test, bench")]
 struct Cli {
     #[command(subcommand)]
     task: Task,
@@ -52,6 +53,8 @@ enum Task {
         #[arg(long)]
         seed: Option<u64>,
     },
+    /// Measure what the agent costs, as ratios within one run, and print Markdown; needs root and a quiet machine
+    Bench(bench::BenchArgs),
     /// Trace real frameworks under load and hold every edge against the truth; prints a table, as Markdown. Exit status 1
     /// if an edge is wrong under a rule that is exact (header, exclusive, thread)
     Edges(edges::Options),
@@ -87,6 +90,7 @@ fn run(cli: Cli) -> Result<()> {
         Task::Test { vm: true, .. } => vm::test(&root),
         Task::Test { quick, .. } => test::all(&root, quick),
         Task::Torture { minutes, seed } => test::torture(&root, minutes, seed),
+        Task::Bench(args) => bench::bench(&root, &args),
         Task::Edges(options) => edges::all(&root, &options),
         Task::Fuzz { minutes, target } => fuzz::all(&root, minutes, target.as_deref()),
         Task::Functions => functions::prepare(&root),

@@ -17,8 +17,11 @@ use tracer_ebpf::{
 use crate::{
     atomic::Atomic,
     attribution::{ContextKey, Futex, Goroutine, Holders, Invocation, Persistent, Sandbox, Thread, Work},
+    births::Birth,
     connection::Connection,
     pointer::Value,
+    process::Process,
+    runtime_api::{Polled, PolledKey},
 };
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
@@ -34,6 +37,10 @@ pub static RECORDS: RingBuf<u64, RING_BYTES> = RingBuf::new();
 #[btf_map]
 pub static SANDBOXES: HashMap<u64, Sandbox, 65_536, ON_DEMAND> = HashMap::new();
 
+/// Cgroup id → what is still to be told of the start of a sandbox that appeared while the agent runs.
+#[btf_map]
+pub static BIRTHS: HashMap<u64, Birth, 65_536, ON_DEMAND> = HashMap::new();
+
 /// Span id → live invocation. What is not here has answered.
 #[btf_map]
 pub static INVOCATIONS: HashMap<u64, Invocation, 262_144, ON_DEMAND> = HashMap::new();
@@ -45,6 +52,18 @@ pub static CONTEXTS: HashMap<ContextKey, Holders, 262_144, ON_DEMAND> = HashMap:
 /// Thread id → what that thread works for. Only threads of sandboxes; the exit hook takes them out.
 #[btf_map]
 pub static THREADS: HashMap<u32, Thread, 131_072, ON_DEMAND> = HashMap::new();
+
+/// Process id → the invocations that it works for. Only processes of sandboxes; the exit hook takes them out.
+#[btf_map]
+pub static PROCESSES: HashMap<u32, Process, 131_072, ON_DEMAND> = HashMap::new();
+
+/// Invocations that runtimes have polled for, by what the runtime API knows them by.
+#[btf_map]
+pub static POLLED: HashMap<PolledKey, Polled, 131_072, ON_DEMAND> = HashMap::new();
+
+/// Process id of a runtime that has asked for its first invocation → the last that it was handed.
+#[btf_map]
+pub static RUNTIMES: HashMap<u32, Polled, 65_536, ON_DEMAND> = HashMap::new();
 
 /// Goroutine → the invocation whose request it read last, or that the probes in Go programs know it to work for. What is
 /// not used makes room.
@@ -118,10 +137,17 @@ pub static REPAIRED: Global<u32> = Global::new(0);
 /// Whether Go programs are probed; set by the loader.
 #[unsafe(no_mangle)]
 pub static GO_PROBES: Global<u32> = Global::new(0);
+/// 1 to make the programs that see traffic return at once: the floor that the bench compares with. Set by the loader, so
+/// that the verifier takes out what is behind it.
+#[unsafe(no_mangle)]
+pub static FLOOR: Global<u32> = Global::new(0);
 
 /// How many [`PATTERNS`] are in use; set by the loader.
 #[unsafe(no_mangle)]
 pub static PATTERN_COUNT: Global<u32> = Global::new(0);
+/// 1 where what matches a pattern is a candidate only, which user space may make a sandbox.
+#[unsafe(no_mangle)]
+pub static DISCOVERS: Global<u32> = Global::new(0);
 
 #[inline(always)]
 fn bump(slot: Option<*mut u64>) {

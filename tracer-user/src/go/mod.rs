@@ -25,8 +25,9 @@ use crate::{
     text::harmless,
 };
 
-/// How often to look for new programs. A sandbox's first request makes it look at once.
+/// How often to look for new programs. One that starts makes it look at once, but for a rest in between.
 const EVERY: Duration = Duration::from_secs(1);
+const REST: Duration = Duration::from_millis(20);
 /// So many that are not probed are named: tenants can make any number.
 const LEFT_MAX: usize = 100;
 /// Most characters of a sandbox's path that are shown.
@@ -70,6 +71,7 @@ impl Watch {
                 if looker.look(&to).is_none() {
                     return;
                 }
+                thread::sleep(REST);
                 if asked.recv_timeout(EVERY) == Err(RecvTimeoutError::Disconnected) {
                     return;
                 }

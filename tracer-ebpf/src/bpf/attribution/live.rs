@@ -31,6 +31,8 @@ pub struct Sandbox {
     pub leftover: Atomic,
     /// When one last ended, ns.
     pub ended_ns: Atomic,
+    /// How many of the live ones are not known (see [`begin_unknown`]).
+    pub unknown: Atomic,
 }
 
 impl Sandbox {
@@ -46,6 +48,7 @@ impl Sandbox {
             handed_misses: Atomic::new(0),
             leftover: Atomic::new(0),
             ended_ns: Atomic::new(0),
+            unknown: Atomic::new(0),
         }
     }
 }
@@ -62,6 +65,8 @@ pub struct Invocation {
     pub start_ns: u64,
     /// 1 once a thread has read of its request. Before that it cannot have called.
     pub read: u64,
+    /// 1 if a runtime polled for it.
+    pub polled: u64,
     /// In `ANSWERED`: calls since the response.
     pub after: u64,
 }
@@ -97,6 +102,14 @@ pub fn sandbox(id: u64) -> Option<Value<Sandbox>> {
 pub fn invocation(span: u64) -> Option<Value<Invocation>> {
     // SAFETY: a map look-up.
     unsafe { Value::new(INVOCATIONS.get_ptr_mut(span)?) }
+}
+
+/// The one invocation that has been live in a sandbox since it began.
+#[inline(always)]
+pub fn only(sandbox_id: u64) -> Option<Value<Invocation>> {
+    let sandbox = sandbox(sandbox_id)?;
+    let alone = if sandbox.live.load() == 1 { sandbox.spans.load() } else { 0 };
+    invocation(alone).filter(|only| only.start_ns > sandbox.overlap_ns.load() && only.sandbox == sandbox_id)
 }
 
 #[inline(always)]
@@ -164,6 +177,7 @@ pub fn end(span: u64, sandbox_id: u64, now: u64) {
 pub fn begin_unknown(sandbox_id: u64, now: u64) {
     if let Some(sandbox) = sandbox(sandbox_id) {
         sandbox.live.add(1);
+        sandbox.unknown.add(1);
         sandbox.overlap_ns.store(now);
     }
 }
@@ -172,6 +186,7 @@ pub fn begin_unknown(sandbox_id: u64, now: u64) {
 #[inline(always)]
 pub fn end_unknown(sandbox_id: u64) {
     if let Some(sandbox) = sandbox(sandbox_id) {
+        sandbox.unknown.add(u64::MAX);
         sandbox.live.add(u64::MAX);
     }
 }

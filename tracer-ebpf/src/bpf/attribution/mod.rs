@@ -17,7 +17,9 @@ use tracer_ebpf::{
 
 pub use self::{
     lineage::{Persistent, Work, calls, meets, serves, started, starts, writes},
-    live::{ContextKey, Holders, Invocation, Sandbox, begin, begin_unknown, end, end_unknown, invocation, sandbox},
+    live::{
+        ContextKey, Holders, Invocation, Sandbox, begin, begin_unknown, end, end_unknown, invocation, only, sandbox,
+    },
     thread::{Futex, Goroutine, Thread, exits, forks, goroutine, reads_request, reads_response, wakes},
     trust::{answers, misses},
 };
@@ -30,6 +32,7 @@ use crate::{
     kernel::{self, Task},
     maps::GO_PROBES,
     pointer::Value,
+    process,
 };
 
 /// The answer to "whose call is this?".
@@ -104,20 +107,20 @@ const LEFTOVER_NS: u64 = 1_000_000_000;
 pub fn attribute(parent: &mut Parent, sandbox_id: u64, task: Task, carried: Option<&Context>) {
     let carried = carried.map_or(ptr::null(), ptr::from_ref);
     *parent = Parent::NOBODY;
-    decide(parent, sandbox_id, task.tid, task.pid, carried);
+    parent.live = decide(parent, sandbox_id, task.tid, task.pid, carried);
 }
 
-/// Overwrites [`Parent::NOBODY`]. A function of its own, for the verifier: what follows a call is then looked at once, and
-/// not once for each rule.
+/// Overwrites [`Parent::NOBODY`], and says how many invocations are live: where nobody uses what a function returns, the
+/// compiler leaves anything in its register, and the verifier lets no pointer to the stack out. A function of its own,
+/// for the verifier: what follows a call is then looked at once, and not once for each rule.
 #[inline(never)]
 extern "C" fn decide(parent: *mut Parent, sandbox_id: u64, tid: u32, pid: u32, carried: *const Context) -> u32 {
     let task = Task { tid, pid };
     // SAFETY: the caller's pointers to map values or to its stack.
     let (parent, carried) = unsafe { (parent.as_mut(), carried.as_ref()) };
-    if let Some(parent) = parent {
-        decide_for(parent, sandbox_id, task, carried);
-    }
-    0
+    let Some(parent) = parent else { return 0 };
+    decide_for(parent, sandbox_id, task, carried);
+    parent.live
 }
 
 #[inline(always)]
@@ -145,21 +148,20 @@ fn decide_for(parent: &mut Parent, sandbox_id: u64, task: Task, carried: Option<
         && !known.as_ref().is_some_and(|known| is_elsewhere(known, &only, alone))
         && parent.is(Rule::Exclusive, &only, alone, sandbox_id)
     {
-        let left = sandbox.leftover.load() != 0;
-        // A loop's thread does whatever there is to do, also what was left.
-        let works_for_it =
-            known.as_ref().is_some_and(|known| known.context.span_id == alone && !(left && known.how == how::TURN));
-        let has_own_work = known.as_ref().is_some_and(|known| known.background == 1);
-        let ended = sandbox.ended_ns.load();
-        let quiet = !has_own_work && !left && (ended == 0 || only.start_ns.wrapping_sub(ended) > LEFTOVER_NS);
-        if !works_for_it && !quiet {
-            // What the one before has left running may have called. Nothing says so, but nothing says otherwise.
-            parent.flags = START_WEAK;
-            parent.trust = if has_own_work { trust::RATHER } else { trust::LIKELY };
-        }
+        doubt_alone(parent, &known, &only, sandbox.leftover.load() != 0, sandbox.ended_ns.load());
         return;
     }
     if !task.is_known() {
+        return;
+    }
+    if sandbox.unknown.load() == 0
+        && let Some(process) = process::process(task.pid)
+        && let Some(only) = invocation(process.works_for())
+        && only.start_ns > process.overlap_ns.load()
+        && !known.as_ref().is_some_and(|known| is_elsewhere(known, &only, process.works_for()))
+        && parent.is(Rule::Process, &only, process.works_for(), sandbox_id)
+    {
+        doubt_alone(parent, &known, &only, sandbox.leftover.load() != 0, process.ended_ns.load());
         return;
     }
     // Before its first invocation a sandbox sets itself up; a thread that calls then need not have work of its own.
@@ -178,6 +180,23 @@ fn decide_for(parent: &mut Parent, sandbox_id: u64, task: Task, carried: Option<
     if is_background {
         known.background = 1;
         sandbox.leftover.store(1);
+    }
+}
+
+/// `parent` is the one invocation that a sandbox, or a process, has worked for since it began. Where the one before it has
+/// `ended` only shortly before (ns, 0 for never), or something was left running already, what that one has left may have
+/// called. Nothing says so, but nothing says otherwise.
+#[inline(always)]
+fn doubt_alone(parent: &mut Parent, known: &Option<Value<Thread>>, only: &Invocation, left: bool, ended: u64) {
+    let alone = parent.context.span_id;
+    // A loop's thread does whatever there is to do, also what was left.
+    let works_for_it =
+        known.as_ref().is_some_and(|known| known.context.span_id == alone && !(left && known.how == how::TURN));
+    let has_own_work = known.as_ref().is_some_and(|known| known.background == 1);
+    let quiet = !has_own_work && !left && (ended == 0 || only.start_ns.wrapping_sub(ended) > LEFTOVER_NS);
+    if !works_for_it && !quiet {
+        parent.flags = START_WEAK;
+        parent.trust = if has_own_work { trust::RATHER } else { trust::LIKELY };
     }
 }
 
@@ -237,6 +256,8 @@ fn by_thread(
                 known.unused = 0;
             }
             how::WOKEN => trust::judge_handed(parent, sandbox, known.doubtful == 1),
+            how::MADE if known.made_by == how::TURN => trust::judge(parent, sandbox, known.doubtful == 1),
+            how::MADE if known.made_by == how::WOKEN => trust::judge_handed(parent, sandbox, known.doubtful == 1),
             _ => {}
         }
         return true;

@@ -51,7 +51,9 @@ pub struct Thread {
     /// gets to work on them later, in an order that the kernel does not see. Or it was woken for one while at work for another.
     pub unused: u8,
     pub doubtful: u8,
-    pub pad: [u8; 3],
+    /// How the thread that made this one came by what it worked for: see [`how`].
+    pub made_by: u8,
+    pub pad: [u8; 2],
 }
 
 impl Thread {
@@ -64,7 +66,8 @@ impl Thread {
         after: 0,
         unused: 0,
         doubtful: 0,
-        pad: [0; 3],
+        made_by: how::NOTHING,
+        pad: [0; 2],
     };
 
     #[inline(always)]
@@ -164,10 +167,9 @@ pub fn reads_request(task: Task, g: u64, span: u64, sandbox: u64, dedicated: boo
 
 /// Notes that `task` read of the response to a call that `parent` made (0: nobody knows who).
 #[inline(always)]
-pub fn reads_response(task: Task, g: u64, parent: u64, sandbox: u64) {
+pub fn reads_response(task: Task, parent: u64, sandbox: u64) {
     let Some(mut known) = entry(task) else { return };
     if known.how != how::NOTHING && known.context.span_id == parent {
-        known.goroutine = g;
         return;
     }
     if known.how == how::DEDICATED && known.is_live() {
@@ -175,7 +177,8 @@ pub fn reads_response(task: Task, g: u64, parent: u64, sandbox: u64) {
     }
     match live::invocation(parent) {
         Some(invocation) if invocation.sandbox == sandbox => {
-            works(&mut known, &invocation.context, sandbox, g, how::TURN);
+            // Go's responses are read by one goroutine and used by another.
+            works(&mut known, &invocation.context, sandbox, 0, how::TURN);
         }
         _ => known.forget(),
     }
@@ -217,6 +220,9 @@ pub fn forks(parent: Typed, child: Task) {
     }
     let Some(mut made) = entry(child) else { return };
     hand(&mut known, &mut made, how::MADE);
+    // What it was made for is no more certain than what its maker worked for.
+    made.made_by = if known.how == how::MADE { known.made_by } else { known.how };
+    made.doubtful = known.doubtful;
 }
 
 #[inline(always)]

@@ -2,6 +2,7 @@
 
 mod cgroups;
 mod connect;
+mod exec;
 mod existing;
 mod go;
 mod packets;

@@ -28,8 +28,9 @@ use crate::{
     connection::{self, Connection},
     exchange,
     kernel::{TcpSock, Typed},
-    maps::{SOCKETS, TAG_MAX_HEAD, TAGGER, TAGGING, count},
+    maps::{FLOOR, SOCKETS, TAG_MAX_HEAD, TAGGER, TAGGING, count},
     pointer::Value,
+    runtime_api,
     scratch::{self, Scratch},
     stream::{self, Message, outcome},
 };
@@ -46,6 +47,9 @@ pub fn fn_send(context: SkMsgContext) -> u32 {
     // program holds the maps that it names.
     // SAFETY: no instruction at all, only the operand.
     unsafe { core::arch::asm!("/* {0} */", in(reg) &raw const SOCKETS, options(readonly, nostack)) };
+    if FLOOR.load() != 0 {
+        return SK_PASS;
+    }
     let whole = size(context.msg);
     // The kernel pushes each piece (net/ipv4/tcp_bpf.c, tcp_bpf_push): what it leaves over goes out as a small segment,
     // and the message's last one then waits for that one's acknowledgement (Nagle, and Minshall's rule of it).
@@ -160,6 +164,7 @@ fn follow(message: *mut sk_msg_md, connection: &mut Value<Connection>, whole: u3
         return SK_PASS;
     };
     let verdict = look(message, &mut scratch, connection, whole);
+    runtime_api::settle(&mut scratch, connection);
     scratch::give_back(&scratch);
     verdict
 }
@@ -203,6 +208,10 @@ fn call(
     let head_end = scratch.window_at + scratch.cursor.at;
     let head_len = connection.request.flow.head_len;
     if !exchange::open(scratch, connection) {
+        return SK_PASS;
+    }
+    exchange::take_head(scratch, connection);
+    if runtime_api::takes(scratch, connection, sender.pid) {
         return SK_PASS;
     }
     exchange::attribute_call(scratch, connection, sender);

@@ -9,10 +9,14 @@ use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use crate::{
     attribution,
     kernel::{self, Typed},
+    maps::FLOOR,
 };
 
 #[btf_tracepoint(function = "sched_waking")]
 pub fn fn_wake(context: BtfTracePointContext) -> i32 {
+    if FLOOR.load() != 0 {
+        return 0;
+    }
     // SAFETY: the tracepoint's argument, typed by BTF.
     if let Some(wakee) = unsafe { Typed::new(context.arg::<*const u8>(0)) } {
         attribution::wakes(kernel::current_task(), wakee);
