@@ -3,7 +3,11 @@
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use tracer_ebpf::{counter::Counter, traceparent::Context};
 
-use super::{copy, live, trust};
+use super::{
+    copy,
+    lineage::{Work, by},
+    live, trust,
+};
 use crate::{
     kernel::{self, Registers, Task, Typed},
     maps::{COROUTINES, LOCKS, THREADS, count},
@@ -158,7 +162,7 @@ pub fn reads_request(task: Task, g: u64, span: u64, sandbox: u64, dedicated: boo
     known.background = 0;
     if g != 0 {
         let key = Goroutine { pid: u64::from(task.pid), g };
-        let _ = COROUTINES.insert(key, span, 0);
+        let _ = COROUTINES.insert(key, Work { span, by: by::READING }, 0);
     }
 }
 
