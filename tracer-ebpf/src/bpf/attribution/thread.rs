@@ -5,7 +5,7 @@ use tracer_ebpf::{counter::Counter, traceparent::Context};
 
 use super::{
     copy,
-    lineage::{Work, by},
+    lineage::{self, Work, by},
     live, trust,
 };
 use crate::{
@@ -220,7 +220,7 @@ pub fn forks(parent: Typed, child: Task) {
     if g != 0 {
         // Go's threads work for whoever comes along. A process is made by a goroutine, whichever thread that runs on.
         if by.pid != child.pid
-            && let Some(invocation) = super::by_goroutine(by, g).and_then(live::invocation)
+            && let Some(invocation) = live::invocation(lineage::work(by.pid, g).span)
             && let Some(mut made) = entry(child)
         {
             works(&mut made, &invocation.context, invocation.sandbox, 0, how::MADE);
