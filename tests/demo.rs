@@ -239,7 +239,7 @@ fn signals_end_the_demo_in_good_order() {
 #[test]
 fn the_demo_ends_with_its_last_request() {
     let scratch = Scratch::new("requests");
-    let args = DemoArgs { requests: Some(3), rate: Some(1000.0) };
+    let args = DemoArgs { requests: Some(3), rate: Some(1000.0), containers: false };
     let traced = block_on(demo_with(&args, &scratch.0, launcher(), async |tracing: Tracing| {
         assert!(tracing.slice.join("checkout-1").exists());
         tracing.ready.send(()).unwrap();

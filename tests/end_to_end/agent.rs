@@ -186,6 +186,11 @@ impl Agent {
         }
     }
 
+    #[allow(dead_code, reason = "not every test that shares this module asks")]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }

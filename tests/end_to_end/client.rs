@@ -139,7 +139,12 @@ impl Response {
         let status =
             start.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
         let mut response = Self { status, headers, body: Vec::new() };
-        response.body = read_body(connection, &response.headers)?;
+        if start.starts_with("HTTP/1.0 ") && response.header("content-length").is_none() {
+            connection.read_to_end(&mut response.body)?;
+            response.headers.push(("connection".to_owned(), "close".to_owned()));
+        } else {
+            response.body = read_body(connection, &response.headers)?;
+        }
         Ok(response)
     }
 

@@ -24,8 +24,9 @@ use crate::{
     agent::Agent,
     cost, faults,
     functions::{Function, Kind},
+    go,
     harness::{id, leaf, plan, seq, with},
-    paths,
+    lambda, paths,
     sandbox::Slice,
     trust,
 };
@@ -51,7 +52,11 @@ fn is_seen_here(counter: Counter) -> bool {
             elsewhere(faults::full_maps_harm_no_traffic_and_are_counted)
         }
         Counter::Unsampled => elsewhere(cost::a_sampled_path_is_recorded_whole_or_not_at_all_with_tags),
+        Counter::GoCalls => elsewhere(go::every_call_of_concurrent_go_invocations_is_told_by_its_goroutine),
+        Counter::GoUnknown => elsewhere(go::a_goroutine_that_is_older_than_the_probes_is_counted_as_unknown),
         Counter::SandboxesFull => elsewhere(faults::a_sandbox_that_finds_no_room_is_not_traced_and_counted),
+        Counter::RuntimeApi => elsewhere(lambda::what_awslambdaric_is_handed_is_an_invocation),
+        Counter::PollsUnread => elsewhere(lambda::an_answer_whose_head_is_not_whole_is_counted),
         Counter::ScratchBusy | Counter::NotNoted | Counter::TagStuck => NOWHERE,
     }
 }
@@ -67,6 +72,7 @@ fn is_tag_seen_here(tag: Tag) -> bool {
         Tag::Destination => elsewhere(trust::a_destination_outside_of_tag_to_gets_no_tag),
         Tag::NotEnrolled => elsewhere(faults::full_maps_harm_no_traffic_and_are_counted),
         Tag::Malformed => elsewhere(trust::a_malformed_traceparent_is_left_alone),
+        Tag::Polled => elsewhere(lambda::what_awslambdaric_is_handed_is_an_invocation),
         Tag::Refused => NOWHERE,
     }
 }

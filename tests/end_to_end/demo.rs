@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::agent::fntrace;
 
@@ -36,7 +36,33 @@ fn shape(node: &Value) -> String {
 
 #[test]
 fn every_edge_of_the_demo_is_right() {
-    let out = String::from_utf8(demo(&["--format", "ndjson"])).unwrap();
+    every_edge_is_right(&[]);
+}
+
+#[test]
+fn in_containers_the_demo_is_the_same() {
+    let lines = every_edge_is_right(&["--containers"]);
+    let paths: Vec<&Value> = lines.iter().filter(|line| line["type"] == "path").collect();
+    for path in &paths {
+        let checkout = &path["root"]["resource"];
+        assert_eq!((&checkout["faas.name"], &checkout["container.runtime.name"]), (&json!("checkout"), &json!("runc")));
+        let container = path["root"]["sandbox"].as_str().unwrap().trim_start_matches('/').replace('/', "-");
+        assert_eq!(checkout["container.id"], container, "{path}");
+    }
+    // The mailer loads for 120 ms, and a call waits for that.
+    let waits: Vec<u64> = paths.iter().flat_map(|path| waits(&path["root"])).collect();
+    assert!(!waits.is_empty() && waits.iter().all(|us| (120_000..10_000_000).contains(us)), "{waits:?}");
+}
+
+/// How long calls waited for cold starts.
+fn waits(node: &Value) -> Vec<u64> {
+    let own = node["cold_start"]["waited_us"].as_u64();
+    let children = node["children"].as_array().into_iter().flatten().flat_map(waits);
+    own.into_iter().chain(children).collect()
+}
+
+fn every_edge_is_right(arguments: &[&str]) -> Vec<Value> {
+    let out = String::from_utf8(demo(&[&["--format", "ndjson"], arguments].concat())).unwrap();
     let lines: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let paths: Vec<&Value> = lines.iter().filter(|line| line["type"] == "path").collect();
     assert_eq!(paths.len(), REQUESTS);
@@ -66,6 +92,7 @@ fn every_edge_of_the_demo_is_right() {
     assert_eq!(stats["type"], "stats");
     assert!(stats["kernel"]["sends"].as_u64() > Some(0) && stats["kernel"]["reads"].as_u64() > Some(0), "{stats}");
     assert_eq!(stats["rules"]["none"], 0, "{stats}");
+    lines
 }
 
 #[test]

@@ -77,7 +77,7 @@ impl Function {
                 ("node", command)
             }
             Kind::Go => {
-                let mut command = Command::new(prepared(cache.join("go/function")));
+                let mut command = Command::new(go_program());
                 command.env("HOST", address.ip().to_string());
                 ("go", command)
             }
@@ -185,11 +185,16 @@ impl Drop for Function {
     }
 }
 
-fn source() -> PathBuf {
+/// The function in Go.
+pub fn go_program() -> PathBuf {
+    prepared(source().join(".cache/go/function"))
+}
+
+pub fn source() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/functions").canonicalize().unwrap()
 }
 
-fn prepared(path: PathBuf) -> PathBuf {
+pub fn prepared(path: PathBuf) -> PathBuf {
     assert!(path.exists(), "{} is missing: run `cargo xtask functions` first", path.display());
     path
 }

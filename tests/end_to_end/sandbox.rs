@@ -65,11 +65,11 @@ impl Slice {
 impl Drop for Slice {
     fn drop(&mut self) {
         kill(&self.path);
-        let children = fs::read_dir(&self.path).into_iter().flatten().flatten();
-        for child in children.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
-            remove(&child.path());
+        remove_all(&self.path);
+        // A container runtime makes the same in every hierarchy of cgroup v1 that is there.
+        for point in mounts("cgroup") {
+            remove_all(&point.join(&self.name));
         }
-        remove(&self.path);
         let _ = fs::remove_dir_all(&self.files);
     }
 }
@@ -94,23 +94,42 @@ impl Sandbox {
         kill(&self.path);
     }
 
+    /// The file through which a process enters the sandbox.
+    pub fn procs_file(&self) -> PathBuf {
+        self.path.join("cgroup.procs")
+    }
+
     fn procs(&self) -> File {
-        let file = self.path.join("cgroup.procs");
+        let file = self.procs_file();
         OpenOptions::new().write(true).open(&file).unwrap_or_else(|error| panic!("open {}: {error}", file.display()))
     }
 }
 
 /// Where cgroup v2 is mounted, alone or beside v1.
-fn mount() -> PathBuf {
+pub fn mount() -> PathBuf {
+    let point = mounts("cgroup2").into_iter().next();
+    point.expect("cgroup v2 is not mounted here: mount -t cgroup2 none /sys/fs/cgroup")
+}
+
+fn mounts(kind: &str) -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/mounts").expect("read /proc/mounts");
-    let line = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|fields| fields[2] == "cgroup2");
-    PathBuf::from(line.expect("cgroup v2 is not mounted here: mount -t cgroup2 none /sys/fs/cgroup")[1])
+    let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    fields.filter(|fields| fields[2] == kind).map(|fields| PathBuf::from(fields[1])).collect()
 }
 
 fn kill(path: &Path) {
     if let Err(error) = fs::write(path.join("cgroup.kill"), "1") {
         eprintln!("kill what is in {}: {error}", path.display());
     }
+}
+
+/// Removes a cgroup and all below it.
+fn remove_all(path: &Path) {
+    let children = fs::read_dir(path).into_iter().flatten().flatten();
+    for child in children.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        remove_all(&child.path());
+    }
+    remove(path);
 }
 
 /// Removes a cgroup once its killed processes are gone. Never panics: it runs while a failed test unwinds.

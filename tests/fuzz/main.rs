@@ -11,6 +11,7 @@
 mod drive;
 mod framing;
 mod mutate;
+mod polled;
 mod records;
 mod seeds;
 mod text;
@@ -42,4 +43,6 @@ targets! {
     request_heads: text::request_heads;
     recorded_paths: text::recorded_paths;
     kernel_records: records::any;
+    /// Answers of a runtime API: the kernel half and user space read the same.
+    deliveries: polled::answers;
 }

@@ -5,7 +5,7 @@ use fntrace::{
     assemble::{Assembler, Config},
     path::Line,
 };
-use tracer_ebpf::record::{self, Body, End, Header, Start};
+use tracer_ebpf::record::{self, Body, End, Header, Listen, Start};
 
 /// Bytes that are nearly a record: a header that says something, then a little or a lot.
 #[derive(Clone, Debug, TypeGenerator)]
@@ -13,7 +13,7 @@ pub struct Bytes {
     at: u16,
     #[generator(0..4u8)]
     sandbox: u8,
-    #[generator(0..10u8)]
+    #[generator(0..18u8)]
     kind: u8,
     tail_len: u16,
     /// Few values, so that records meet: connections, spans, sequence numbers.
@@ -36,8 +36,9 @@ impl Bytes {
         };
         let mut bytes = record::as_bytes(&header).to_vec();
         let mut fixed = match self.kind {
-            3 | 5 | 7 => vec![0; size_of::<Start>()],
+            3 | 5 | 7 | 9 => vec![0; size_of::<Start>()],
             4 | 6 | 8 => vec![0; size_of::<End>()],
+            17 => vec![0; size_of::<Listen>()],
             _ => Vec::new(),
         };
         // Wherever the ids are in either: small numbers at each word.
@@ -101,7 +102,8 @@ pub fn any(all: Vec<Bytes>) {
 fn written(found: &record::Record<'_>) -> Vec<u8> {
     let header = record::as_bytes(&found.header);
     match &found.body {
-        Body::SandboxBorn(path) => [header, path].concat(),
+        Body::SandboxBorn(tail) | Body::SandboxExec(tail) => [header, tail].concat(),
+        Body::SandboxListens(listen) => [header, record::as_bytes(listen)].concat(),
         Body::SandboxGone => header.to_vec(),
         Body::InvocationStart(start, head) | Body::CallStart(start, head) => {
             [header, record::as_bytes(start), head].concat()
@@ -110,5 +112,6 @@ fn written(found: &record::Record<'_>) -> Vec<u8> {
         Body::InvocationEnd(end) | Body::CallEnd(end) | Body::OpaqueEnd(end) => {
             [header, record::as_bytes(end)].concat()
         }
+        Body::RuntimeReport(report, head) => [header, record::as_bytes(report), head].concat(),
     }
 }

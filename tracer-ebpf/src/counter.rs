@@ -51,11 +51,11 @@ counters! {
     /// A packet came while another CPU was parsing the same direction of its connection. In a body its bytes are taken
     /// as passed; elsewhere the framing waits for the next provable boundary.
     Contended = "contended",
-    /// The map of live invocations was full.
+    /// The map of live invocations, or that of polled ones, was full.
     InvocationsFull = "invocations_full",
-    /// The map of threads was full.
+    /// The map of threads, or that of processes, was full.
     ThreadsFull = "threads_full",
-    /// The map of sandboxes was full: a new sandbox is not traced.
+    /// The map of sandboxes was full: a new sandbox is not traced, or its start is not told.
     SandboxesFull = "sandboxes_full",
     /// The map of listening sockets was full at the start: connections older than the agent may be taken for their other
     /// end.
@@ -63,10 +63,21 @@ counters! {
     /// The kernel had no memory to note a connection: it is not traced. No test provokes it, for it would take the memory
     /// from the whole host.
     NotNoted = "not_noted",
+    /// Requests to a runtime API (Lambda's), which are neither calls nor invocations: a runtime asks for its work by them,
+    /// and hands the results back.
+    RuntimeApi = "runtime_api",
+    /// Answers to polls of a runtime API whose head was not whole in one piece of 1,024 bytes: the invocation is not
+    /// traced.
+    PollsUnread = "polls_unread",
     /// A message had more requests or chunks than one run of a program follows.
     TooLong = "too_long",
     /// Requests that were not recorded because their path is not sampled (`--sample`, `--max-overhead`).
     Unsampled = "unsampled",
+    /// Calls of Go functions of which the probes (`--go-uprobes`) know the invocation.
+    GoCalls = "go_calls",
+    /// Calls of Go functions that the probes saw, by goroutines of which nobody knows for whom they work: they were there
+    /// before the probes, or nobody's request led to them.
+    GoUnknown = "go_unknown",
     /// A tag could be neither written nor taken out again; the send was refused (EACCES) rather than let through wrong.
     /// No test provokes it: it takes a kernel that lengthens a message and then will not shorten it. It stays because
     /// what is behind it may never happen unseen.

@@ -1,5 +1,5 @@
 //! What the two halves of fntrace share: the records that travel from the kernel to user space, the parser of
-//! HTTP/1.1 framing and the W3C `traceparent`.
+//! HTTP/1.1 framing, the W3C `traceparent`, and Lambda's runtime API.
 //!
 //! Everything here is `no_std`, allocates nothing and never panics, so that the same lines run in a BPF program and in
 //! a test on the host. Nothing here may know aya.
@@ -10,6 +10,7 @@ pub mod counter;
 pub mod glob;
 pub mod http1;
 pub mod record;
+pub mod runtime_api;
 pub mod traceparent;
 
 /// Bytes that a parser looks at: a slice on the host, a map value in the kernel.

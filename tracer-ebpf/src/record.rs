@@ -18,6 +18,9 @@ pub const PATH_MAX: usize = 1024;
 
 /// Most functions that have a share of recorded paths of their own.
 pub const FUNCTIONS_MAX: usize = 4096;
+/// Most bytes of an environment that travel with a record. What the kernel half sends is for a process that is gone before
+/// user space gets to read the whole of it.
+pub const ENVIRONMENT_MAX: usize = 4096;
 
 /// What a record says; the `kind` of its [`Header`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,7 +30,8 @@ pub enum Kind {
     SandboxBorn = 1,
     /// A sandbox was removed. No fixed part, no tail.
     SandboxGone = 2,
-    /// A request reached a server socket of a sandbox. Fixed part: [`Start`] (`span` is the invocation's); tail: head.
+    /// A request reached a server socket of a sandbox, or the answer to a poll a client socket ([`START_POLLED`]). Fixed
+    /// part: [`Start`] (`span` is the invocation's); tail: head, of an answer with what is behind it.
     InvocationStart = 3,
     /// Its response has left, or will not. Fixed part: [`End`].
     InvocationEnd = 4,
@@ -39,6 +43,14 @@ pub enum Kind {
     OpaqueStart = 7,
     /// That connection was closed. Fixed part: [`End`].
     OpaqueEnd = 8,
+    /// A runtime that polls for its invocations says how it fares. Fixed part: [`Report`]; tail: the request's head, of
+    /// failures with what is behind it.
+    RuntimeReport = 9,
+    /// A process of a sandbox whose birth was seen began to run another program; only the first few are told. No fixed
+    /// part; the tail is the beginning of its environment, as in `/proc/PID/environ`.
+    SandboxExec = 16,
+    /// A socket of a sandbox whose birth was seen began to listen; only the first few are told. Fixed part: [`Listen`].
+    SandboxListens = 17,
 }
 
 impl Kind {
@@ -53,6 +65,9 @@ impl Kind {
             6 => Self::CallEnd,
             7 => Self::OpaqueStart,
             8 => Self::OpaqueEnd,
+            9 => Self::RuntimeReport,
+            16 => Self::SandboxExec,
+            17 => Self::SandboxListens,
             _ => return None,
         })
     }
@@ -78,11 +93,13 @@ pub enum Rule {
     Loop = 6,
     /// Ranked by user space.
     Inferred = 7,
+    /// The sending process works for one invocation alone, and has since that began.
+    Process = 8,
 }
 
 impl Rule {
     /// Every rule, in index order.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::None,
         Self::Header,
         Self::Exclusive,
@@ -91,6 +108,7 @@ impl Rule {
         Self::Coroutine,
         Self::Loop,
         Self::Inferred,
+        Self::Process,
     ];
 
     /// The rule that a record's number stands for.
@@ -109,6 +127,7 @@ impl Rule {
             Self::Coroutine => "coroutine",
             Self::Loop => "loop",
             Self::Inferred => "inferred",
+            Self::Process => "process",
         }
     }
 }
@@ -163,6 +182,8 @@ tags! {
     Refused = 12 "refused",
     /// Nothing was sent: the connection failed, or is not HTTP/1.
     NoRequest = 13 "no_request",
+    /// An invocation that a runtime polled for: it goes out as an answer, and there is no request to tag.
+    Polled = 14 "polled",
 }
 
 impl Tag {
@@ -191,6 +212,10 @@ pub enum Reason {
     Upgraded = 3,
     /// Bytes were missed; the end is where the next exchange on the connection began.
     Missed = 4,
+    /// Polled invocations: the runtime says that it has failed.
+    Failed = 5,
+    /// Polled invocations: the process that worked for it has ended before.
+    Exited = 6,
 }
 
 impl Reason {
@@ -202,6 +227,8 @@ impl Reason {
             2 => Self::ConnectFailed,
             3 => Self::Upgraded,
             4 => Self::Missed,
+            5 => Self::Failed,
+            6 => Self::Exited,
             _ => return None,
         })
     }
@@ -217,7 +244,8 @@ pub const START_AFTER_RESPONSE: u8 = 4;
 pub const START_HEAD_CUT: u8 = 8;
 /// [`Start::flags`]: the first request that this agent saw the sandbox receive.
 pub const START_FIRST: u8 = 16;
-
+/// [`Start::flags`]: the invocation is the answer to a poll; [`Start::sequence`] is that of the answer's first byte.
+pub const START_POLLED: u8 = 64;
 /// [`Start::flags`]: the rule is not certain here, and [`Start::trust`] says how likely it is right. Threads of this sandbox
 /// have been seen to work for another than the one that they read last, or work may have been left from before.
 pub const START_WEAK: u8 = 32;
@@ -312,7 +340,44 @@ pub struct End {
     pub rtt_us: u32,
 }
 
+/// What a [`Report`] says.
+pub mod report {
+    /// The runtime asks for its first invocation: it has set itself up.
+    pub const READY: u64 = 1;
+    /// The runtime could not set itself up.
+    pub const INIT_FAILED: u64 = 2;
+    /// An invocation has failed; its end comes in a record of its own.
+    pub const FAILED: u64 = 3;
+}
+
+/// What a runtime that polls says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Report {
+    /// See [`report`].
+    pub what: u64,
+    /// The invocation that failed; of set-ups, the one that waits for it in the same sandbox, 0 if that is not known.
+    pub span: u64,
+    /// When the runtime's process began, CLOCK_MONOTONIC in ns.
+    pub began_ns: u64,
+    #[doc(hidden)]
+    pub pad: [u64; 11],
+}
+
+// The tail lies behind the longest fixed part there is.
+const _: () = assert!(size_of::<Report>() == size_of::<Start>());
+/// Where a sandbox takes requests from now on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Listen {
+    /// The socket's port, host byte order.
+    pub port: u16,
+    #[doc(hidden)]
+    pub pad: [u8; 6],
+}
+
 const _: () = assert!(size_of::<Header>() == 24);
+const _: () = assert!(size_of::<Listen>() == 8);
 const _: () = assert!(size_of::<Wire>() == 48);
 const _: () = assert!(size_of::<Start>() == 8 + 32 + 8 + 48 + 16);
 const _: () = assert!(size_of::<End>() == 40);
@@ -345,6 +410,12 @@ pub enum Body<'a> {
     OpaqueStart(Start),
     /// [`Kind::OpaqueEnd`].
     OpaqueEnd(End),
+    /// [`Kind::RuntimeReport`], with the head.
+    RuntimeReport(Report, &'a [u8]),
+    /// [`Kind::SandboxExec`], with the environment.
+    SandboxExec(&'a [u8]),
+    /// [`Kind::SandboxListens`].
+    SandboxListens(Listen),
 }
 
 /// Reads one record; `None` if the bytes are not one.
@@ -362,6 +433,12 @@ pub fn decode(bytes: &[u8]) -> Option<Record<'_>> {
         Kind::InvocationEnd => Body::InvocationEnd(take::<End>(rest)?.0),
         Kind::CallEnd => Body::CallEnd(take::<End>(rest)?.0),
         Kind::OpaqueEnd => Body::OpaqueEnd(take::<End>(rest)?.0),
+        Kind::RuntimeReport => {
+            let (report, rest) = take::<Report>(rest)?;
+            Body::RuntimeReport(report, rest.get(..usize::from(header.tail_len))?)
+        }
+        Kind::SandboxExec => Body::SandboxExec(rest.get(..usize::from(header.tail_len))?),
+        Kind::SandboxListens => Body::SandboxListens(take::<Listen>(rest)?.0),
     };
     Some(Record { header, body })
 }
@@ -379,6 +456,10 @@ unsafe impl Plain for Header {}
 unsafe impl Plain for Start {}
 // SAFETY: as above.
 unsafe impl Plain for End {}
+// SAFETY: as above.
+unsafe impl Plain for Report {}
+// SAFETY: as above.
+unsafe impl Plain for Listen {}
 
 fn take<T: Plain>(bytes: &[u8]) -> Option<(T, &[u8])> {
     let (value, rest) = bytes.split_at_checked(size_of::<T>())?;

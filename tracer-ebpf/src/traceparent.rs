@@ -35,7 +35,7 @@ pub struct Context {
 ///
 /// Decodes loosely, then encodes and compares: exact, and without a branch that the verifier would have to follow.
 #[inline(always)]
-const fn unhex_word(digits: u64, bad: &mut u64) -> u32 {
+pub(crate) const fn unhex_word(digits: u64, bad: &mut u64) -> u32 {
     let letters = (digits >> 6) & 0x0101_0101_0101_0101;
     let nibbles = ((digits & 0x0f0f_0f0f_0f0f_0f0f) + letters * 9) & 0x0f0f_0f0f_0f0f_0f0f;
     let pairs = ((nibbles & 0x000f_000f_000f_000f) << 4) | ((nibbles >> 8) & 0x000f_000f_000f_000f);
@@ -46,7 +46,7 @@ const fn unhex_word(digits: u64, bad: &mut u64) -> u32 {
 }
 
 #[inline(always)]
-fn unhex64<W: Window + ?Sized>(window: &W, at: u32, bad: &mut u64) -> u64 {
+pub(crate) fn unhex64<W: Window + ?Sized>(window: &W, at: u32, bad: &mut u64) -> u64 {
     let high = unhex_word(window.word(at), bad);
     let low = unhex_word(window.word(at + 8), bad);
     (u64::from(high) << 32) | u64::from(low)

@@ -126,7 +126,7 @@ fn assembler() -> Assembler {
     let mut assembler = Assembler::new(Config::default());
     for sandbox in 1..=7 {
         let name: Arc<str> = format!("function-{sandbox}").into();
-        assembler.sandbox(sandbox, SandboxInfo { function: Arc::clone(&name), path: name });
+        assembler.sandbox(sandbox, SandboxInfo { function: Arc::clone(&name), path: name, resource: None });
     }
     assembler
 }

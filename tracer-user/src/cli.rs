@@ -123,11 +123,22 @@ async fn run_demo(args: &DemoArgs, mut output: Output) -> Result<()> {
     if let Some(refusal) = doctor::checks().refusal() {
         return Err(Refusal::Host(refusal).into());
     }
+    if args.containers {
+        demo::runc_answers().map_err(|error| Refusal::Host(format!("{error:#}")))?;
+    }
     let mount = Mount::find().map_err(|error| Refusal::Host(format!("{error:#}")))?;
     demo::demo(args, &mount.point, async |tracing: Tracing| {
         let Tracing { slice, ready, stop } = tracing;
         let cgroup = slice.to_str().context("the cgroup's path is not UTF-8")?.to_owned();
-        let args = RunArgs { cgroups: vec![cgroup], names: Vec::new(), output, floor: false, map_entries: Vec::new() };
+        let args = RunArgs {
+            cgroups: vec![cgroup],
+            discover_below: String::new(),
+            names: Vec::new(),
+            output,
+            go_uprobes: false,
+            floor: false,
+            map_entries: Vec::new(),
+        };
         let ready = || {
             let _ = ready.send(());
         };

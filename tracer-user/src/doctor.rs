@@ -374,6 +374,7 @@ fn program(probe: &Probe, self_test: &SelfTest) -> Check {
         "tp_btf/tcp_rcv_space_adjust" => "sees which thread reads a request",
         "tp_btf/sched_process_fork" => "follows work into children",
         "tp_btf/sched_process_exit" => "forgets the dead",
+        "tp_btf/sched_process_exec" => "sees what a new sandbox runs",
         "tp_btf/cgroup_mkdir" => "sees sandboxes appear",
         "tp_btf/cgroup_rmdir" => "sees sandboxes go",
         "iter/tcp" => "finds connections older than the agent",

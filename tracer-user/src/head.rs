@@ -136,7 +136,7 @@ fn method_name(method: &[u8]) -> Cow<'static, str> {
 }
 
 /// As text, with what would not show as itself percent-encoded: a reader may print a field of the JSON as it is.
-fn lossy(bytes: &[u8], max: usize) -> Box<str> {
+pub(crate) fn lossy(bytes: &[u8], max: usize) -> Box<str> {
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(max)]);
     if !text.contains(is_harmful) {
         return text.into();

@@ -1,178 +1,44 @@
 //! `fntrace run`: records out of the ring buffer, call paths onto standard output.
 
+mod args;
+mod naming;
+
 use std::{
-    collections::HashMap,
+    collections::HashSet,
     fmt,
     future::Future,
     io::{self, IsTerminal as _},
     os::fd::AsRawFd,
     path::PathBuf,
     process::ExitCode,
-    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
-use clap::{Args, ValueEnum};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     task::spawn_blocking,
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
-use tracer_ebpf::{
-    http1::HEAD_LIMIT,
-    record::{self, Body},
-};
+use tracer_ebpf::record::{self, Body};
 
+pub use self::args::{Format, Output, RunArgs, Tagging};
+use self::naming::Naming;
 use crate::{
     agent::{self, Agent, Cidr, Plan, Records, TAG_TO},
-    assemble::{Assembler, Config, SandboxInfo},
+    assemble::{Assembler, Config},
     cgroup::{self, Mount, Selection},
+    discover::Discovery,
     doctor::{self, Verdict},
     forecast,
+    go::{self, Found},
     governor::{self, Governor},
     host::{self, SelfTest},
-    name::Names,
+    name::{self, Identity, Names},
     profile,
     signals::Signals,
     sink::{self, Sink, stats::Stats, tree::Look},
 };
-
-/// What `run` takes; `demo` takes the part that is [`Output`].
-#[derive(Args, Clone, Debug)]
-pub struct RunArgs {
-    /// Trace the functions in this cgroup and in every one below it.
-    ///
-    /// A path below the cgroup v2 mount (`/fns`, or absolute), or a pattern: `*` and `?` stand for anything within one
-    /// segment, and what matches is traced from its first packet when it appears. May be given several times.
-    #[arg(long = "cgroup", value_name = "PATH", required = true)]
-    pub cgroups: Vec<String>,
-
-    /// Give the sandbox at a cgroup (path or pattern) this function name.
-    #[arg(long = "name", value_name = "CGROUP=NAME")]
-    pub names: Vec<String>,
-
-    #[command(flatten)]
-    pub output: Output,
-
-    /// Attach programs that return at once: the floor that the bench compares with.
-    #[arg(long, hide = true)]
-    pub floor: bool,
-
-    /// Another size for a map of the kernel half: for tests of what happens when it is full.
-    #[arg(long, hide = true, value_name = "NAME=N", value_parser = map_entries)]
-    pub map_entries: Vec<(String, u32)>,
-}
-
-/// How to tag, and what to print.
-#[derive(Args, Clone, Debug)]
-pub struct Output {
-    /// Form of the output [default: tree on a terminal, ndjson otherwise].
-    #[arg(long, value_enum)]
-    pub format: Option<Format>,
-
-    /// Whether to write a `traceparent` into the calls between functions. Without it, calls and invocations are joined
-    /// by their connection, which works on one host.
-    #[arg(long, value_enum, default_value_t = Tagging::Auto)]
-    pub tag: Tagging,
-
-    /// Addresses that a tag may be sent to [default: loopback, link-local and private ranges].
-    #[arg(long, value_name = "CIDR")]
-    pub tag_to: Vec<Cidr>,
-
-    /// Most bytes of a request head with its tag. A longer one is left alone, so that no tag pushes a request over a
-    /// server's limit: Tomcat's and Jetty's is 8,192 bytes, that of Node.js 16,384. Nor does any head with more than 98
-    /// fields get one.
-    #[arg(long, value_name = "BYTES", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(..=HEAD_LIMIT as i64))]
-    pub tag_max_head: u32,
-
-    /// How long a path whose root has answered waits for what is still open below it.
-    #[arg(long, value_name = "TIME", default_value = "200ms", value_parser = humantime::parse_duration)]
-    pub settle: Duration,
-
-    /// How often to print a line of counts [default: 10s as ndjson, only at the end as tree].
-    #[arg(long, value_name = "TIME", value_parser = at_least_100ms)]
-    pub stats_every: Option<Duration>,
-
-    /// Keep a profile of the paths in this file, rewritten whole every second: JSON, or what the ending of its name says
-    /// (.html, .dot, .folded, .txt).
-    #[arg(long, value_name = "FILE")]
-    pub profile: Option<PathBuf>,
-
-    #[command(flatten)]
-    pub forecast: forecast::live::Args,
-
-    /// Least probability with which a call that no rule could place is shown under an invocation; below it the call is a
-    /// path of its own. 1: infer nothing, and wait for nothing.
-    #[arg(long, value_name = "P", default_value_t = 0.5, value_parser = probability)]
-    pub infer_min: f64,
-
-    /// Also rank calls of which the kernel half knows nothing, or little, by their timing over the whole record. Right for
-    /// functions that call at steady delays; on a busy event loop it is often wrong, whatever probability it states.
-    #[arg(long)]
-    pub infer_by_timing: bool,
-
-    /// Record only this share of the paths, from 0 to 1. It is decided where a path begins, and tags hand it on in the
-    /// sampled flag of `traceparent`.
-    #[arg(long, value_name = "SHARE", value_parser = probability, conflicts_with = "max_overhead")]
-    pub sample: Option<f64>,
-
-    /// Keep the agent's own cost (its programs in the kernel, and its process) below this much of the host's processor
-    /// time, by recording fewer paths of the functions that begin most of them. Without it all are recorded.
-    #[arg(long, value_name = "PERCENT", value_parser = percent)]
-    pub max_overhead: Option<f64>,
-
-    /// Print the query string of request targets. It may hold secrets.
-    #[arg(long)]
-    pub query: bool,
-
-    /// Print what the kernel half logs to standard error.
-    #[arg(long, short)]
-    pub verbose: bool,
-}
-
-/// The forms of output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// For people: a tree with a waterfall for each call path.
-    Tree,
-    /// For programs: one JSON object a line.
-    Ndjson,
-}
-
-/// When to tag.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Tagging {
-    /// Where a test at the start shows that it changes nothing else for any way of reading from a socket.
-    Auto,
-    /// Also where it does for some rare ways: `fntrace doctor` names them.
-    On,
-    /// Never.
-    Off,
-}
-
-fn map_entries(text: &str) -> Result<(String, u32)> {
-    let (name, entries) = text.split_once('=').context("NAME=N")?;
-    Ok((name.to_owned(), entries.parse()?))
-}
-
-fn probability(text: &str) -> Result<f64> {
-    let p: f64 = text.parse()?;
-    anyhow::ensure!((0.0..=1.0).contains(&p), "from 0 to 1");
-    Ok(p)
-}
-
-fn percent(text: &str) -> Result<f64> {
-    let percent: f64 = text.parse()?;
-    anyhow::ensure!(percent > 0.0 && percent <= 100.0, "more than 0, at most 100");
-    Ok(percent)
-}
-
-fn at_least_100ms(text: &str) -> Result<Duration> {
-    let time = humantime::parse_duration(text)?;
-    anyhow::ensure!(time >= Duration::from_millis(100), "at least 100ms");
-    Ok(time)
-}
 
 /// Why the agent does not start, for the exit status.
 #[derive(Debug)]
@@ -210,8 +76,8 @@ const BEAT: Duration = Duration::from_secs(1);
 const STATS: Duration = Duration::from_secs(10);
 /// Records between two looks at the clock, at signals and at what has become complete.
 const BATCH: usize = 1024;
-/// Finding a name looks into files that a tenant may make slow. The paths do not wait for that.
-const NAMING: Duration = Duration::from_millis(50);
+/// How long Go programs may take at the start to be looked at: a tenant may make its files slow.
+const LOOKING: Duration = Duration::from_secs(5);
 
 /// Runs until a signal, or until the reader of standard output goes away.
 ///
@@ -234,26 +100,37 @@ pub async fn trace(args: &RunArgs, ready: impl FnOnce(), stop: impl Future<Outpu
         return Err(Refusal::Host(refusal).into());
     }
     let mount = Mount::find().map_err(|error| Refusal::Host(format!("{error:#}")))?;
-    let selection = Selection::resolve(&mount, &args.cgroups).map_err(|error| Refusal::Usage(format!("{error:#}")))?;
-    let names = Names::new(mount.clone(), &args.names).map_err(|error| Refusal::Usage(format!("{error:#}")))?;
-    refuse_second(&mount, &selection)?;
+    let usage = |error: anyhow::Error| Refusal::Usage(format!("{error:#}"));
+    let selection = Selection::resolve(&mount, &args.cgroups).map_err(usage)?;
+    let discovery = args.cgroups.is_empty().then(|| Discovery::new(mount.clone(), &args.discover_below));
+    let discovery = discovery.transpose().map_err(usage)?;
+    let names = Names::new(mount.clone(), &args.names).map_err(usage)?;
+    refuse_second(&mount, &selection.roots)?;
     let tagging = tagging(args.output.tag, &report.verdict());
     let verdict = matches!(report.self_test, Some(SelfTest::NeedsVerdict { .. }));
-    let plan = plan(args, &selection, tagging, verdict)?;
+    let plan = plan(args, &selection, discovery.as_ref(), tagging, verdict)?;
     let mut agent = Agent::load(&plan)?;
     // From here on the kernel half sees sandboxes appear; those that are there already come from a walk.
     let existing = selection.existing(&mount);
     let sandboxes: Vec<u64> = existing.iter().map(|(id, _)| *id).collect();
-    let mut flow = Flow::new(args, &mut agent, names)?;
+    let mut flow = Flow::new(args, &mut agent, names, discovery)?;
     for (id, path) in existing {
-        flow.naming.insert(id, Known { path, sure: false });
+        flow.naming.exists(id, path);
     }
     agent.attach(&plan, &sandboxes)?;
-    eprintln!("fntrace: tracing {}, {}", what(&args.cgroups, sandboxes.len()), how(&plan));
+    if args.go_uprobes {
+        flow.go = Some(go::Watch::start(mount.clone(), selection).context("start to look for Go programs")?);
+        flow.probe_those_there(&mut agent).await;
+    }
+    let what = match flow.discover(&mut agent, &mount).await? {
+        Some(found) => found,
+        None => what(&args.cgroups, sandboxes.len()),
+    };
+    eprintln!("fntrace: tracing {what}, {}", how(&plan));
     ready();
     let outcome = flow.follow(&mut agent, stop).await;
     let outcome = match outcome {
-        Ok(()) => flow.end(&mut agent),
+        Ok(()) => flow.end(&mut agent).await,
         Err(error) => Err(error),
     };
     match outcome {
@@ -267,8 +144,8 @@ pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-fn refuse_second(mount: &Mount, selection: &Selection) -> Result<()> {
-    let ids = selection.roots.iter().map(|root| cgroup::id(root)).collect::<io::Result<Vec<_>>>();
+fn refuse_second(mount: &Mount, roots: &[PathBuf]) -> Result<()> {
+    let ids = roots.iter().map(|root| cgroup::id(root)).collect::<io::Result<Vec<_>>>();
     let ids = ids.map_err(|error| Refusal::Usage(format!("look at the cgroups: {error}")))?;
     match host::second_agent(mount, &ids) {
         Ok(None) => Ok(()),
@@ -293,19 +170,30 @@ fn tagging(wanted: Tagging, verdict: &Verdict) -> bool {
     }
 }
 
-fn plan(args: &RunArgs, selection: &Selection, tagging: bool, verdict: bool) -> Result<Plan> {
+fn plan(
+    args: &RunArgs,
+    selection: &Selection,
+    discovery: Option<&Discovery>,
+    tagging: bool,
+    verdict: bool,
+) -> Result<Plan> {
     let tag_to = if args.output.tag_to.is_empty() {
         TAG_TO.iter().map(|cidr| cidr.parse()).collect::<Result<Vec<Cidr>>>()?
     } else {
         args.output.tag_to.clone()
     };
-    let patterns = selection.patterns.iter().filter(|pattern| !pattern.is_literal());
+    let chosen = selection.patterns.iter().filter(|pattern| !pattern.is_literal());
     Ok(Plan {
         roots: selection.roots.clone(),
-        patterns: patterns.map(|pattern| pattern.as_str().to_owned()).collect(),
+        patterns: match discovery {
+            Some(discovery) => discovery.patterns(),
+            None => chosen.map(|pattern| pattern.as_str().to_owned()).collect(),
+        },
+        discovers: discovery.is_some(),
         tag_to: tagging.then_some(tag_to),
         tag_max_head: args.output.tag_max_head,
         verdict,
+        go_uprobes: args.go_uprobes,
         floor: args.floor,
         sampling: args.output.sample.is_some() || args.output.max_overhead.is_some(),
         map_entries: args.map_entries.clone(),
@@ -327,32 +215,26 @@ fn how(plan: &Plan) -> String {
     }
 }
 
-/// A sandbox's path, and whether its name is final.
-struct Known {
-    path: String,
-    sure: bool,
-}
-
 /// The flow in user space, from the ring buffer to standard output.
 struct Flow {
     records: Records,
     assembler: Assembler,
     sink: Sink<io::StdoutLock<'static>>,
-    names: Arc<Names>,
-    naming: HashMap<u64, Known>,
-    /// Sandboxes of this batch whose names are still to be found.
-    unnamed: Vec<u64>,
+    naming: Naming,
+    discovery: Option<Discovery>,
     stats_every: Option<Duration>,
     log: Option<AsyncFd<agent::Log>>,
     profile: Option<profile::live::Live>,
     forecast: Option<forecast::live::Live>,
     governor: Option<Governor>,
+    /// What finds Go programs, if they are to be probed.
+    go: Option<go::Watch>,
     /// The wall clock less CLOCK_MONOTONIC.
     boot_to_wall_ns: i64,
 }
 
 impl Flow {
-    fn new(args: &RunArgs, agent: &mut Agent, names: Names) -> Result<Self> {
+    fn new(args: &RunArgs, agent: &mut Agent, names: Names, discovery: Option<Discovery>) -> Result<Self> {
         let output = &args.output;
         let terminal = io::stdout().is_terminal();
         let tree = output.format.map_or(terminal, |format| format == Format::Tree);
@@ -365,6 +247,7 @@ impl Flow {
         let config = Config {
             settle_ns: output.settle.as_nanos() as u64,
             query: output.query,
+            since_ns: monotonic_ns(),
             infer_min: output.infer_min,
             infer_by_timing: output.infer_by_timing,
             ..Config::default()
@@ -387,16 +270,39 @@ impl Flow {
             records,
             assembler: Assembler::new(config),
             sink: Sink::new(format, io::stdout().lock()),
-            names: Arc::new(names),
-            naming: HashMap::new(),
-            unnamed: Vec::new(),
+            naming: Naming::new(names),
+            discovery,
             stats_every: output.stats_every.or((!tree).then_some(STATS)),
             log,
             profile,
             forecast,
             governor,
+            go: None,
             boot_to_wall_ns: boot_to_wall_ns(),
         })
+    }
+
+    /// Finds the functions that are there, where none were named, and says what was found.
+    async fn discover(&mut self, agent: &mut Agent, mount: &Mount) -> Result<Option<String>> {
+        let Some(discovery) = &self.discovery else { return Ok(None) };
+        let candidates = discovery.existing();
+        for (id, path) in &candidates {
+            // First of all, so that no program starts unseen between the look and the watch.
+            agent.watch(*id)?;
+            self.naming.exists(*id, path.clone());
+            self.naming.ask(*id, false);
+        }
+        let Self { naming, assembler, discovery: Some(discovery), .. } = self else { return Ok(None) };
+        naming.find(assembler, |_, path, identity| discovery.judge(path, identity)).await;
+        refuse_second(mount, &discovery.due().collect::<Vec<_>>())?;
+        discovery.take(agent);
+        agent.take_in_existing()?;
+        let others: HashSet<_> = candidates.iter().filter_map(|(_, path)| name::container_of(path)).collect();
+        let (found, others) = (discovery.len(), others.len().saturating_sub(discovery.len()));
+        Ok(Some(format!(
+            "the functions of known platforms ({found} containers now and those to come; {others} other containers are \
+             left alone)"
+        )))
     }
 
     async fn follow(&mut self, agent: &mut Agent, stop: impl Future<Output = ()>) -> Result<()> {
@@ -429,12 +335,26 @@ impl Flow {
                     self.batch(agent).await?;
                 }
                 () = log_ready(&mut self.log) => {}
+                found = next_go(&mut self.go) => probe(agent, found),
             }
         }
     }
 
+    /// Waits until the Go programs that run already are probed, or one is too slow to say what it is.
+    async fn probe_those_there(&mut self, agent: &mut Agent) {
+        let _ = timeout(LOOKING, async {
+            loop {
+                match next_go(&mut self.go).await {
+                    Found::Looked => return,
+                    found => probe(agent, found),
+                }
+            }
+        })
+        .await;
+    }
+
     /// Takes what the ring buffer holds, and gives out what has become complete.
-    async fn batch(&mut self, agent: &Agent) -> Result<()> {
+    async fn batch(&mut self, agent: &mut Agent) -> Result<()> {
         let mut found = self.drain(BATCH);
         if found == 0 {
             self.records.sleep()?;
@@ -446,6 +366,9 @@ impl Flow {
             self.records.nap().context("set a timer")?;
         }
         self.find_names().await?;
+        if let Some(discovery) = &mut self.discovery {
+            discovery.take(agent);
+        }
         self.forecast()?;
         self.assembler.lost(agent.lost()?);
         self.assembler.advance(monotonic_ns());
@@ -455,7 +378,7 @@ impl Flow {
     /// Takes in so many records at most, and says how many there were.
     fn drain(&mut self, most: usize) -> usize {
         let mut found = 0;
-        let Self { records, assembler, naming, unnamed, forecast, governor, .. } = self;
+        let Self { records, assembler, naming, forecast, discovery, go, governor, .. } = self;
         while found < most
             && let Some(item) = records.take()
         {
@@ -465,28 +388,17 @@ impl Flow {
                 assembler.read(&item);
                 continue;
             };
-            let sandbox = record.header.sandbox;
-            match record.body {
-                Body::SandboxBorn(path) => {
-                    let path = String::from_utf8_lossy(path).into_owned();
-                    let info = SandboxInfo { function: Arc::from(path.as_str()), path: Arc::from(path.as_str()) };
-                    assembler.sandbox(sandbox, info);
-                    naming.insert(sandbox, Known { path, sure: false });
-                }
-                Body::SandboxGone => {
-                    naming.remove(&sandbox);
-                    if let Some(governor) = governor {
-                        governor.gone(sandbox);
-                    }
-                }
-                Body::InvocationStart(..) | Body::CallStart(..) | Body::OpaqueStart(..)
-                    if naming.get(&sandbox).is_some_and(|known| !known.sure) && !unnamed.contains(&sandbox) =>
-                {
-                    unnamed.push(sandbox);
-                }
-                _ => {}
+            naming.note(&record, assembler);
+            if let (Some(governor), Body::SandboxGone) = (&mut *governor, record.body) {
+                governor.gone(record.header.sandbox);
             }
             assembler.record(&record);
+            if let (Some(discovery), Body::SandboxGone) = (&mut *discovery, record.body) {
+                discovery.gone(record.header.sandbox);
+            }
+            if let (Some(go), Body::SandboxExec(..)) = (&*go, record.body) {
+                go.look();
+            }
             if let Some(forecast) = forecast {
                 forecast.note(&record);
             }
@@ -494,28 +406,21 @@ impl Flow {
         found
     }
 
-    /// Names the sandboxes that were heard of: now that they work, their processes can be asked.
     async fn find_names(&mut self) -> Result<()> {
-        for sandbox in std::mem::take(&mut self.unnamed) {
-            let Some(known) = self.naming.get_mut(&sandbox) else { continue };
-            known.sure = true;
-            let (names, path) = (Arc::clone(&self.names), known.path.clone());
-            let found = timeout(NAMING, spawn_blocking(move || names.resolve(&path))).await;
-            let function = match found {
-                Ok(Ok(name)) => name.text,
-                // Too slow, for now: it is asked again with the next record.
-                _ => {
-                    known.sure = false;
-                    known.path.clone()
-                }
-            };
-            let info = SandboxInfo { function: Arc::from(function.as_str()), path: Arc::from(known.path.as_str()) };
-            self.assembler.sandbox(sandbox, info);
-            if let Some(governor) = &mut self.governor {
-                governor.named(sandbox, &function)?;
+        let Self { naming, assembler, discovery, governor, .. } = self;
+        let mut placed = Ok(());
+        let hear = |sandbox: u64, path: &str, identity: &Identity| {
+            if let Some(discovery) = discovery {
+                discovery.judge(path, identity);
             }
-        }
-        Ok(())
+            if let Some(governor) = governor
+                && let Err(error) = governor.named(sandbox, &identity.name.text)
+            {
+                placed = Err(error);
+            }
+        };
+        naming.find(assembler, hear).await;
+        placed
     }
 
     /// Tells what the records of this batch let expect, before all else: every moment counts.
@@ -561,10 +466,11 @@ impl Flow {
     }
 
     /// The last lines: what is still open, and the final counts.
-    fn end(mut self, agent: &mut Agent) -> Result<()> {
+    async fn end(mut self, agent: &mut Agent) -> Result<()> {
         // First, so that nothing is recorded that nobody reads.
         agent.detach()?;
         self.drain(usize::MAX);
+        self.find_names().await?;
         self.assembler.lost(agent.lost()?);
         self.assembler.advance(monotonic_ns());
         self.assembler.finish();
@@ -579,6 +485,31 @@ impl Flow {
 fn watch<T: AsRawFd>(inner: T) -> io::Result<AsyncFd<T>> {
     // SAFETY: aya's readers own their descriptor and give the same one as long as they live; `AsyncFd` owns the reader.
     unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) }.map_err(io::Error::from)
+}
+
+/// The next thing to know of Go programs, if they are looked for.
+async fn next_go(go: &mut Option<go::Watch>) -> Found {
+    let next = match go {
+        Some(go) => go.next().await,
+        None => None,
+    };
+    match next {
+        Some(found) => found,
+        None => std::future::pending().await,
+    }
+}
+
+/// Puts breakpoints into a Go program. What goes wrong with it concerns nobody else.
+fn probe(agent: &mut Agent, found: Found) {
+    match found {
+        Found::Program { program, file, sandbox } => match agent.probe_go(&program, &file) {
+            Ok(()) => eprintln!("fntrace: the Go program in {sandbox} is probed ({})", program.version),
+            Err(error) => eprintln!("fntrace: the Go program in {sandbox} is not probed: {error:#}"),
+        },
+        Found::Gone(id) => agent.leave_go(id),
+        Found::LeftAlone(why) => eprintln!("fntrace: {why}"),
+        Found::Looked => {}
+    }
 }
 
 /// Prints what the kernel half logged, when there is something.

@@ -17,13 +17,47 @@ pub fn prepare(root: &Path) -> Result<()> {
     let cache = functions.join(".cache");
     fs::create_dir_all(&cache).with_context(|| format!("make {}", cache.display()))?;
     machine()?;
-    python(&functions.join("python"), &cache.join("python")).context("set up the Python function")?;
-    node(&functions.join("node"), &cache.join("node")).context("set up the Node.js function")?;
+    python(&functions.join("python"), &cache.join("python"), &[]).context("set up the Python function")?;
+    node(&functions.join("node"), &cache.join("node"), false).context("set up the Node.js function")?;
     go(&functions.join("go"), &["main.go"], &[(".", "function")], &cache.join("go"))
         .context("build the Go function")?;
     let packages = [("./callee", "callee"), ("./function", "function")];
     let inputs = ["go.sum", "callee/main.go", "function/main.go"];
-    go(&functions.join("edges/go"), &inputs, &packages, &cache.join("edges/go")).context("build the Go edges function")
+    go(&functions.join("edges/go"), &inputs, &packages, &cache.join("edges/go"))
+        .context("build the Go edges function")?;
+    lambda(&functions.join("lambda"), &cache)?;
+    watchdogs(&functions.join("watchdog"), &cache)
+}
+
+/// Functions for AWS Lambda, and AWS's own stand-in for it.
+fn lambda(source: &Path, cache: &Path) -> Result<()> {
+    python(&source.join("python"), &cache.join("lambda-python"), &[]).context("set up awslambdaric")?;
+    go(&source.join("go"), &["go.sum", "main.go"], &[(".", "function")], &cache.join("lambda-go"))
+        .context("build the Go function for Lambda")?;
+    go(&source.join("emulator"), &["go.sum", "tools.go"], &[(EMULATOR, "emulator")], &cache.join("lambda-emulator"))
+        .context("build Lambda's emulator")?;
+    rust(&source.join("rust"), &cache.join("lambda-rust")).context("build the Rust function for Lambda")
+}
+
+/// What stands before functions on other platforms.
+fn watchdogs(source: &Path, cache: &Path) -> Result<()> {
+    go(source, &["main.go"], &[(".", "function")], &cache.join("watchdog")).context("build the watchdog")?;
+    // Of which there is only the source.
+    let from_source = ["--no-binary", "openwhisk-docker-action"];
+    python(&source.join("openwhisk"), &cache.join("openwhisk"), &from_source).context("set up the OpenWhisk action")
+}
+
+/// Installs and builds what only `cargo xtask platforms` needs on top, because it takes minutes.
+pub fn prepare_platforms(root: &Path) -> Result<()> {
+    let functions = root.join("tests/functions");
+    let cache = functions.join(".cache");
+    let missing: Vec<_> = ["cmake", "make", "g++"].into_iter().filter(|tool| find(tool).is_none()).collect();
+    if !missing.is_empty() {
+        command::install(&missing).context("install what aws-lambda-ric is built with")?;
+    }
+    node(&functions.join("lambda/node"), &cache.join("lambda-node"), true).context("build aws-lambda-ric")?;
+    go(&functions.join("knative"), &["go.sum", "tools.go"], &[(QUEUE_PROXY, "queue-proxy")], &cache.join("knative"))
+        .context("build Knative's queue-proxy")
 }
 
 /// Installs and builds what only `cargo xtask edges` needs on top: its functions in Rust and Java.
@@ -36,6 +70,12 @@ pub fn prepare_edges(root: &Path) -> Result<()> {
     java(&source.join("java"), &cache.join("java")).context("build the Java function")?;
     rust(&source.join("rust"), &cache.join("rust")).context("build the Rust function")
 }
+
+/// AWS's own stand-in for Lambda.
+const EMULATOR: &str = "github.com/aws/aws-lambda-runtime-interface-emulator/cmd/aws-lambda-rie";
+
+/// What Knative puts beside each function.
+const QUEUE_PROXY: &str = "knative.dev/serving/cmd/queue";
 
 /// Sees that interpreters, compiler and nginx are there; on Debian and its kin the missing ones are installed.
 fn machine() -> Result<()> {
@@ -57,6 +97,12 @@ fn machine() -> Result<()> {
             missing.push(package);
         }
     }
+    // Containers, and networks of their own.
+    for (program, package) in [("runc", "runc"), ("ip", "iproute2"), ("iptables", "iptables")] {
+        if find(program).is_none() {
+            missing.push(package);
+        }
+    }
     if !Path::new("/usr/lib/postgresql").exists() {
         missing.push("postgresql");
     }
@@ -67,39 +113,49 @@ fn machine() -> Result<()> {
 }
 
 /// A virtual environment with the packages of `requirements.txt`, which pins their hashes too.
-fn python(source: &Path, cache: &Path) -> Result<()> {
+fn python(source: &Path, cache: &Path, more: &[&str]) -> Result<()> {
     let requirements = source.join("requirements.txt");
     let stamp = Stamp::new(cache, &["python3", "--version"], &[&requirements])?;
     if stamp.is_fresh() {
         return Ok(());
     }
-    eprintln!("xtask: functions-framework for Python, into {}", cache.display());
+    eprintln!("xtask: the Python packages, into {}", cache.display());
     stamp.clear()?;
     let venv = cache.join("venv");
     run(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
     run(Command::new(venv.join("bin/python"))
         .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
-        .args(["--require-hashes", "--no-deps", "--only-binary", ":all:", "--requirement"])
+        .args(["--require-hashes", "--no-deps", "--only-binary", ":all:"])
+        .args(more)
+        .arg("--requirement")
         .arg(&requirements))?;
     stamp.set()
 }
 
-/// `node_modules` as `package-lock.json` says.
-fn node(source: &Path, cache: &Path) -> Result<()> {
+/// `node_modules` as `package-lock.json` says; `builds` if packages have to be built after they came.
+fn node(source: &Path, cache: &Path, builds: bool) -> Result<()> {
     let files = ["package.json", "package-lock.json"].map(|name| source.join(name));
     let stamp = Stamp::new(cache, &["node", "--version"], &[&files[0], &files[1]])?;
     if stamp.is_fresh() {
         return Ok(());
     }
-    eprintln!("xtask: functions-framework for Node.js, into {}", cache.display());
+    eprintln!("xtask: the packages for Node.js, into {}", cache.display());
     stamp.clear()?;
     for file in &files {
         let copy = cache.join(file.file_name().context("a file without a name")?);
         fs::copy(file, &copy).with_context(|| format!("copy {} to {}", file.display(), copy.display()))?;
     }
-    run(Command::new("npm")
-        .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel", "error"])
-        .current_dir(cache))?;
+    let mut npm = Command::new("npm");
+    npm.args(["ci", "--no-audit", "--no-fund", "--loglevel", "error"]).current_dir(cache);
+    if !builds {
+        npm.arg("--ignore-scripts");
+    } else if let Some(prefix) = find("node").as_deref().and_then(Path::parent).and_then(Path::parent)
+        && prefix.join("include/node/node.h").exists()
+    {
+        // Node's own headers, if they came with it; else node-gyp fetches them.
+        npm.env("npm_config_nodedir", prefix);
+    }
+    run(&mut npm)?;
     stamp.set()
 }
 

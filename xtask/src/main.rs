@@ -58,6 +58,9 @@ enum Task {
     /// Trace real frameworks under load and hold every edge against the truth; prints a table, as Markdown. Exit status 1
     /// if an edge is wrong under a rule that is exact (header, exclusive, thread)
     Edges(edges::Options),
+    /// Set up what takes minutes to build (Knative's queue-proxy, aws-lambda-ric), and run all tests of the platforms' own
+    /// shapes: runtime APIs that are polled, watchdogs, sidecars
+    Platforms,
     /// Fuzz the parsers under libFuzzer; needs a C++ compiler
     Fuzz {
         /// For how long, shared between the targets
@@ -92,6 +95,7 @@ fn run(cli: Cli) -> Result<()> {
         Task::Torture { minutes, seed } => test::torture(&root, minutes, seed),
         Task::Bench(args) => bench::bench(&root, &args),
         Task::Edges(options) => edges::all(&root, &options),
+        Task::Platforms => test::platforms(&root),
         Task::Fuzz { minutes, target } => fuzz::all(&root, minutes, target.as_deref()),
         Task::Functions => functions::prepare(&root),
     }

@@ -65,6 +65,16 @@ pub fn torture(root: &Path, minutes: u64, seed: Option<u64>) -> Result<()> {
     run_loud(&mut test)
 }
 
+/// Runs the tests of the platforms' own shapes, also those whose set-up takes minutes.
+pub fn platforms(root: &Path) -> Result<()> {
+    setup::prepare()?;
+    functions::prepare(root)?;
+    functions::prepare_platforms(root)?;
+    let mut test = cargo(root);
+    test.args(["test", "--package", "tracer-user", "--test", "end_to_end", "--", "--include-ignored"]);
+    run_loud(test.args(["lambda::", "watchdogs::", "sidecar::"]))
+}
+
 /// aya-ebpf exports a memcpy that would take the place of libc's.
 fn host_is_free_of_aya_ebpf(root: &Path) -> Result<()> {
     let tree = cargo(root)

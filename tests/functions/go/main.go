@@ -3,6 +3,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -167,6 +168,28 @@ func handle(w http.ResponseWriter, r *http.Request) {
 }
 
 func main() {
-	address := net.JoinHostPort(os.Getenv("HOST"), os.Getenv("PORT"))
-	log.Fatal(http.ListenAndServe(address, http.HandlerFunc(handle)))
+	begin := time.Now()
+	if start, err := time.ParseDuration(os.Getenv("START")); err == nil {
+		time.Sleep(start)
+	}
+	server := &http.Server{
+		Addr:    net.JoinHostPort(os.Getenv("HOST"), os.Getenv("PORT")),
+		Handler: http.HandlerFunc(handle),
+	}
+	ended := make(chan struct{})
+	if os.Getenv("ONCE") != "" {
+		server.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			handle(w, r)
+			go func() {
+				// Waits until the answer is out.
+				server.Shutdown(context.Background())
+				fmt.Printf("lived %d us\n", time.Since(begin).Microseconds())
+				close(ended)
+			}()
+		})
+	}
+	if err := server.ListenAndServe(); err != http.ErrServerClosed {
+		log.Fatal(err)
+	}
+	<-ended
 }

@@ -6,12 +6,14 @@ use tracer_ebpf::{
     counter::Counter,
     http1::{Cursor, Flow},
     record::Wire,
+    runtime_api::Id,
 };
 
 use crate::{
     atomic::Atomic,
     maps::{CONNECTIONS, count},
     pointer::Value,
+    runtime_api::Polled,
 };
 
 /// Which end of the connection the sandbox's socket is.
@@ -96,6 +98,20 @@ pub struct Connection {
     pub unknown: Atomic,
     /// 1 once the socket is closed.
     pub closed: Atomic,
+    /// The invocation that came in on a client socket, as the answer to a poll, and its id.
+    pub polled_span: u64,
+    pub polled_id: Id,
+    /// The polled invocation (or its delivery) whose result is on its way on this connection; its span is 0 once that is
+    /// dealt with.
+    pub ending_span: Atomic,
+    pub ending: Polled,
+    /// 1 if the result is an error.
+    pub ending_failed: u32,
+    pub pad3: u32,
+    /// The invocation that [`crate::process`] has been told of, and who works for it.
+    pub credited: Atomic,
+    pub credited_pid: u32,
+    pub pad4: u32,
     /// The beginning of a request head that came in pieces.
     pub first: [u8; FIRST_MAX],
 }
@@ -116,6 +132,8 @@ impl Connection {
         self.pid = 0;
         self.caller = 0;
         self.retransmits = 0;
+        self.polled_span = 0;
+        self.ending_span.store(0);
         self.closed.store(0);
         for direction in [&mut self.request, &mut self.response] {
             direction.unproven = 0;

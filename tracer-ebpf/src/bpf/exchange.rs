@@ -5,7 +5,7 @@ use tracer_ebpf::{
     counter::Counter,
     http1::{mode, tag_state},
     record::{Kind, Reason, Rule, START_FIRST, START_HEAD_CUT, START_INBOUND, START_UNSAMPLED, Tag},
-    traceparent::SAMPLED,
+    traceparent::{Context, SAMPLED},
 };
 
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
     kernel::Task,
     maps::{count, count_call},
     pointer::Value,
-    sampling,
+    process, runtime_api, sampling,
     scratch::Scratch,
 };
 
@@ -26,29 +26,41 @@ pub fn random_id() -> u64 {
     (u64::from(high) << 32) | u64::from(low) | 1 << 63 >> (high & 63)
 }
 
+/// Stands in the place of a span for an exchange that is neither a call nor an invocation. No span has it as its id but
+/// with a probability of 2⁻⁶⁴.
+pub const NO_SPAN: u64 = 1;
+
 #[inline(always)]
 fn new_trace() -> [u64; 2] {
     [random_id(), random_id()]
 }
 
-/// Puts the head of the request at hand into the record's tail, or its beginning if it came in pieces. Says whether it
-/// is cut.
+/// A trace that nobody has begun before.
 #[inline(always)]
-fn take_head(scratch: &mut Scratch, connection: &mut Connection) -> bool {
+pub fn begin_trace(context: &mut Context) {
+    context.trace_id = new_trace();
+    context.flags = SAMPLED;
+    context.pad = [0; 7];
+}
+
+/// Puts the head of the request at hand into the record's tail, or its beginning if it came in pieces;
+/// [`Scratch::cut`] then says so.
+#[inline(always)]
+pub fn take_head(scratch: &mut Scratch, connection: &mut Connection) {
     let (from, to) = (scratch.cursor.head_at, scratch.cursor.at);
+    scratch.cut = u32::from(connection.first_len != 0);
     if connection.first_len == 0 {
         scratch.tail_from_window(from, to.wrapping_sub(from));
-        return false;
+        return;
     }
     let len = u64::from(connection.first_len);
     scratch.set_tail(connection.first.as_ptr(), len);
     connection.first_len = 0;
-    true
 }
 
 /// Makes room for one more open exchange; `false` if there is none, and the connection is given up.
 #[inline(always)]
-pub fn open(scratch: &mut Scratch, connection: &mut Value<Connection>) -> bool {
+pub fn open(scratch: &mut Value<Scratch>, connection: &mut Value<Connection>) -> bool {
     if connection.open() > 0 && connection.response.flow.mode == mode::LOST {
         // The response to the last request went by unseen; this request shows that it is over.
         finish(scratch, connection, Reason::Missed, 0);
@@ -78,7 +90,7 @@ fn first_byte(scratch: &Scratch, connection: &Connection) -> u32 {
 
 /// Fills in what all starts have in common.
 #[inline(always)]
-fn fill(scratch: &mut Scratch, connection: &Connection, flags: u8, live: u32, sequence: u32) {
+pub fn fill(scratch: &mut Scratch, connection: &Connection, flags: u8, live: u32, sequence: u32) {
     let start = scratch.start();
     start.conn = connection.cookie;
     start.wire = connection.wire;
@@ -92,7 +104,7 @@ fn fill(scratch: &mut Scratch, connection: &Connection, flags: u8, live: u32, se
 
 /// Makes the context of a call: a span of its own, in its parent's trace if it has one.
 #[inline(always)]
-fn derive(scratch: &mut Scratch, sandbox: u64) {
+pub fn derive(scratch: &mut Scratch, sandbox: u64) {
     let parent = scratch.parent;
     let start = scratch.start();
     start.context.trace_id = parent.context.trace_id;
@@ -108,15 +120,18 @@ fn derive(scratch: &mut Scratch, sandbox: u64) {
 
 /// A request has reached a server socket: an invocation begins.
 #[inline(always)]
-pub fn invocation_begins(scratch: &mut Scratch, connection: &mut Value<Connection>) {
+pub fn invocation_begins(scratch: &mut Value<Scratch>, connection: &mut Value<Connection>) {
     if !open(scratch, connection) {
         return;
     }
-    let cut = take_head(scratch, connection);
+    take_head(scratch, connection);
+    if runtime_api::takes(scratch, connection, 0) {
+        return;
+    }
     let sequence = first_byte(scratch, connection);
     let flow = &connection.request.flow;
     let span = random_id();
-    let mut flags = if cut { START_HEAD_CUT } else { 0 };
+    let mut flags = if scratch.cut == 1 { START_HEAD_CUT } else { 0 };
     let start = scratch.start();
     start.parent = 0;
     if flow.tag == tag_state::VALID && !flow.is_doubtful() {
@@ -124,8 +139,7 @@ pub fn invocation_begins(scratch: &mut Scratch, connection: &mut Value<Connectio
         start.parent = flow.context.span_id;
         start.context = flow.context;
     } else {
-        start.context.trace_id = new_trace();
-        start.context.pad = [0; 7];
+        begin_trace(&mut start.context);
         let (room, wire) = (&mut scratch.exchange, &connection.wire);
         let sampled = sampling::flags_of_request(room, wire, sequence, connection.sandbox);
         scratch.start().context.flags = sampled;
@@ -134,7 +148,8 @@ pub fn invocation_begins(scratch: &mut Scratch, connection: &mut Value<Connectio
     start.context.span_id = span;
     let (context, inbound) = (start.context, start.parent);
     let now = scratch.now;
-    scratch.invocation = Invocation { sandbox: connection.sandbox, context, inbound, start_ns: now, read: 0 };
+    scratch.invocation =
+        Invocation { sandbox: connection.sandbox, context, inbound, start_ns: now, read: 0, polled: 0, after: 0 };
     let (first, live) = attribution::begin(span, &scratch.invocation);
     if first {
         flags |= START_FIRST;
@@ -156,16 +171,17 @@ pub fn invocation_begins(scratch: &mut Scratch, connection: &mut Value<Connectio
     }
 }
 
-/// A request is about to leave a client socket: decides whose call it is and what its tag says. What becomes of the tag
+/// A request, whose head [`take_head`] took, is about to leave a client socket: decides whose call it is and what its tag says. What becomes of the tag
 /// is for [`call_begins`] to say.
 #[inline(always)]
 pub fn attribute_call(scratch: &mut Scratch, connection: &mut Value<Connection>, task: Task) {
-    let cut = take_head(scratch, connection);
     let flow = &connection.request.flow;
     let carried = flow.tag == tag_state::VALID && !flow.is_doubtful();
     let carried_context = if carried { Some(&flow.context) } else { None };
     attribution::attribute(&mut scratch.parent, connection.sandbox, task, carried_context);
-    if connection.requests == 0 && connection.connect_parent != 0 {
+    // A goroutine of its own connects for net/http, and whoever comes first gets the connection.
+    let of_goroutine = connection.connect_rule == Rule::Coroutine as u8 && connection.connect_flags == 0;
+    if connection.requests == 0 && connection.connect_parent != 0 && !of_goroutine {
         let (span, flags, trust) = (connection.connect_parent, connection.connect_flags, connection.connect_trust);
         attribution::by_connect(&mut scratch.parent, connection.sandbox, span, flags, trust);
     }
@@ -178,7 +194,8 @@ pub fn attribute_call(scratch: &mut Scratch, connection: &mut Value<Connection>,
     }
     let (live, more) = (scratch.parent.live, scratch.parent.flags);
     let sequence = first_byte(scratch, connection);
-    fill(scratch, connection, if cut { START_HEAD_CUT | more } else { more }, live, sequence);
+    let flags = if scratch.cut == 1 { START_HEAD_CUT | more } else { more };
+    fill(scratch, connection, flags, live, sequence);
     scratch.start().trust = scratch.parent.trust;
 }
 
@@ -212,7 +229,7 @@ pub fn call_begins(scratch: &mut Scratch, connection: &mut Value<Connection>, ta
 
 /// A connection attempt failed: a call that never was a request.
 #[inline(always)]
-pub fn connect_failed(scratch: &mut Scratch, connection: &mut Value<Connection>, errno: u32) {
+pub fn connect_failed(scratch: &mut Value<Scratch>, connection: &mut Value<Connection>, errno: u32) {
     scratch.parent = Parent::NOBODY;
     if let Some(parent) = attribution::invocation(connection.connect_parent) {
         scratch.parent.context = parent.context;
@@ -281,18 +298,24 @@ fn measured(scratch: &mut Scratch, connection: &mut Connection) {
 
 /// The oldest open exchange has ended.
 #[inline(always)]
-pub fn response_ends(scratch: &mut Scratch, connection: &mut Value<Connection>, reason: Reason, errno: u32) {
+pub fn response_ends(scratch: &mut Value<Scratch>, connection: &mut Value<Connection>, reason: Reason, errno: u32) {
     if connection.open() == 0 {
         return;
     }
     let ordinal = connection.responses;
+    scratch.silent = u32::from(*connection.silent(ordinal));
     // Either direction may end it, each on a CPU of its own (and the closing socket on a third): who takes the span does.
     let span = connection.span(ordinal).take();
     if span == 0 {
         return;
     }
     connection.responses = ordinal.wrapping_add(1);
-    scratch.silent = u32::from(*connection.silent(ordinal));
+    if span == NO_SPAN {
+        connection.first_byte_ns = 0;
+        connection.status = 0;
+        runtime_api::result_ends(scratch, reason);
+        return;
+    }
     let end = scratch.end();
     end.conn = connection.cookie;
     end.span = span;
@@ -304,19 +327,21 @@ pub fn response_ends(scratch: &mut Scratch, connection: &mut Value<Connection>, 
     measured(scratch, connection);
     connection.first_byte_ns = 0;
     connection.status = 0;
-    let pid = connection.pid;
-    if connection.role == role::SERVER {
+    // In one place for both, or the eight copies of this in `end_all` need more stack than there is up to 6.7.
+    let kind = if connection.role == role::SERVER {
+        process::stops(connection, scratch.now);
         attribution::end(span, connection.sandbox, scratch.now);
-        scratch.emit_unless_silent(Kind::InvocationEnd, connection.sandbox, pid);
+        Kind::InvocationEnd
     } else {
-        scratch.emit_unless_silent(Kind::CallEnd, connection.sandbox, pid);
-    }
+        Kind::CallEnd
+    };
+    scratch.emit_unless_silent(kind, connection.sandbox, connection.pid);
 }
 
 /// Nothing more will come of what is open on this connection.
 #[inline(always)]
-pub fn finish(scratch: &mut Scratch, connection: &mut Value<Connection>, reason: Reason, errno: u32) {
-    end_all(scratch, connection.as_ptr(), reason as u32, errno);
+pub fn finish(scratch: &mut Value<Scratch>, connection: &mut Value<Connection>, reason: Reason, errno: u32) {
+    end_all(scratch.as_ptr(), connection.as_ptr(), reason as u32, errno);
     if reason != Reason::Missed {
         connection.request.flow.mode = mode::OPAQUE;
         connection.response.flow.mode = mode::OPAQUE;

@@ -89,8 +89,18 @@ offsets! {
     OFF_TASK_PID;
     /// task_struct.tgid
     OFF_TASK_TGID;
+    /// task_struct.group_leader
+    OFF_TASK_GROUP_LEADER;
+    /// task_struct.start_time
+    OFF_TASK_START_TIME;
     /// task_struct.cgroups
     OFF_TASK_CGROUPS;
+    /// task_struct.mm
+    OFF_TASK_MM;
+    /// mm_struct.env_start
+    OFF_MM_ENV_START;
+    /// mm_struct.env_end
+    OFF_MM_ENV_END;
     /// css_set.dfl_cgrp
     OFF_CSS_SET_DFL_CGRP;
     /// task_struct.thread.fsbase
@@ -348,6 +358,12 @@ impl Task {
     }
 }
 
+/// When the process that runs began, CLOCK_MONOTONIC in ns.
+#[inline(always)]
+pub fn process_began_ns() -> u64 {
+    current_task().follow(&OFF_TASK_GROUP_LEADER).get(&OFF_TASK_START_TIME)
+}
+
 /// The task that runs.
 #[inline(always)]
 pub fn current_task() -> Typed {
@@ -426,9 +442,16 @@ impl Registers {
         match self.call() {
             syscall::READ | syscall::READV => true,
             syscall::RECVFROM => self.0.get::<u64>(&OFF_REGS_R10) & MSG_DONTWAIT == 0,
-            syscall::RECVMSG => self.0.get::<u64>(&OFF_REGS_DX) & MSG_DONTWAIT == 0,
+            syscall::RECVMSG => self.third() & MSG_DONTWAIT == 0,
             _ => false,
         }
+    }
+
+    /// Whether the call reads a single byte. Go's net/http does so in a goroutine of its own, to notice that a client goes
+    /// away or sends on (net/http/server.go, connReader.backgroundRead); it does nothing else, and ends.
+    #[inline(always)]
+    pub fn reads_a_byte(self) -> bool {
+        self.call() == syscall::READ && self.third() == 1
     }
 
     /// Whether the call may be made to wake another thread: futex(2), or write(2) to an eventfd or a pipe.
@@ -456,6 +479,11 @@ impl Registers {
     fn second(self) -> u64 {
         self.0.get(&OFF_REGS_SI)
     }
+
+    #[inline(always)]
+    fn third(self) -> u64 {
+        self.0.get(&OFF_REGS_DX)
+    }
 }
 
 /// The task that runs, and the id of its cgroup v2.
@@ -463,4 +491,13 @@ impl Registers {
 pub fn current() -> (Task, u64) {
     let task = current_task();
     (Task::of(task), cgroup_id(task.follow(&OFF_TASK_CGROUPS).follow(&OFF_CSS_SET_DFL_CGRP)))
+}
+
+/// Where the environment of the process that runs begins and ends, in its own memory; 0 and 0 for a kernel thread.
+#[inline(always)]
+pub fn environment() -> (u64, u64) {
+    // SAFETY: as above.
+    let task = Typed(unsafe { bpf_get_current_task_btf() }.cast_const().cast());
+    let memory = task.follow(&OFF_TASK_MM);
+    (memory.get(&OFF_MM_ENV_START), memory.get(&OFF_MM_ENV_END))
 }

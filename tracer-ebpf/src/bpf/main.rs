@@ -10,6 +10,7 @@
 
 mod atomic;
 mod attribution;
+mod births;
 mod bound;
 mod connection;
 mod early;
@@ -19,6 +20,8 @@ mod kernel;
 mod maps;
 mod packet;
 mod pointer;
+mod process;
+mod runtime_api;
 mod sampling;
 mod scratch;
 mod stream;

@@ -16,9 +16,12 @@ use tracer_ebpf::{
 
 use crate::{
     atomic::Atomic,
-    attribution::{ContextKey, Futex, Goroutine, Holders, Invocation, Sandbox, Thread},
+    attribution::{ContextKey, Futex, Goroutine, Holders, Invocation, Persistent, Sandbox, Thread, Work},
+    births::Birth,
     connection::Connection,
     pointer::Value,
+    process::Process,
+    runtime_api::{Polled, PolledKey},
     sampling::Exchange,
 };
 
@@ -39,6 +42,10 @@ pub static ASLEEP: Array<u64, 1> = Array::new();
 #[btf_map]
 pub static SANDBOXES: HashMap<u64, Sandbox, 65_536, ON_DEMAND> = HashMap::new();
 
+/// Cgroup id → what is still to be told of the start of a sandbox that appeared while the agent runs.
+#[btf_map]
+pub static BIRTHS: HashMap<u64, Birth, 65_536, ON_DEMAND> = HashMap::new();
+
 /// Span id → live invocation. What is not here has answered.
 #[btf_map]
 pub static INVOCATIONS: HashMap<u64, Invocation, 262_144, ON_DEMAND> = HashMap::new();
@@ -58,9 +65,35 @@ pub static THREAD_FILTER: Array<u64, THREAD_FILTER_SIZE> = Array::new();
 
 pub const THREAD_FILTER_SIZE: usize = 65_536;
 
-/// Goroutine → the span of the invocation whose request it read last. What is not used makes room.
+/// Process id → the invocations that it works for. Only processes of sandboxes; the exit hook takes them out.
 #[btf_map]
-pub static COROUTINES: LruHashMap<Goroutine, u64, 65_536> = LruHashMap::new();
+pub static PROCESSES: HashMap<u32, Process, 131_072, ON_DEMAND> = HashMap::new();
+
+/// Invocations that runtimes have polled for, by what the runtime API knows them by.
+#[btf_map]
+pub static POLLED: HashMap<PolledKey, Polled, 131_072, ON_DEMAND> = HashMap::new();
+
+/// Process id of a runtime that has asked for its first invocation → the last that it was handed.
+#[btf_map]
+pub static RUNTIMES: HashMap<u32, Polled, 65_536, ON_DEMAND> = HashMap::new();
+
+/// Goroutine → the invocation whose request it read last, or that the probes in Go programs know it to work for. What is
+/// not used makes room.
+#[btf_map]
+pub static COROUTINES: LruHashMap<Goroutine, Work, 65_536> = LruHashMap::new();
+
+/// Connection of net/http's client → the span of the invocation that calls on it now. Like the next two, one element
+/// large unless there are probes in Go programs.
+#[btf_map]
+pub static CALLING: LruHashMap<Persistent, u64, 65_536> = LruHashMap::new();
+
+/// Thread id → the span for which it makes a goroutine, while it does.
+#[btf_map]
+pub static STARTING: LruHashMap<u32, u64, 16_384> = LruHashMap::new();
+
+/// Span id → invocation that has answered. What is not used makes room.
+#[btf_map]
+pub static ANSWERED: LruHashMap<u64, Invocation, 65_536> = LruHashMap::new();
 
 /// Futex → how often it has shown itself to be a lock. What is not used makes room.
 #[btf_map]
@@ -129,6 +162,9 @@ pub static TAG_MAX_HEAD: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static REPAIRED: Global<u32> = Global::new(0);
 
+/// Whether Go programs are probed; set by the loader.
+#[unsafe(no_mangle)]
+pub static GO_PROBES: Global<u32> = Global::new(0);
 /// 1 to make the programs that see traffic return at once: the floor that the bench compares with. Set by the loader, so
 /// that the verifier takes out what is behind it.
 #[unsafe(no_mangle)]
@@ -141,6 +177,9 @@ pub static SAMPLING: Global<u32> = Global::new(0);
 /// How many [`PATTERNS`] are in use; set by the loader.
 #[unsafe(no_mangle)]
 pub static PATTERN_COUNT: Global<u32> = Global::new(0);
+/// 1 where what matches a pattern is a candidate only, which user space may make a sandbox.
+#[unsafe(no_mangle)]
+pub static DISCOVERS: Global<u32> = Global::new(0);
 
 #[inline(always)]
 fn bump(slot: Option<*mut u64>) {

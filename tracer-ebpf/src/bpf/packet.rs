@@ -16,7 +16,7 @@ use crate::{
     kernel::{TcpSock, Typed},
     maps::{TAGGING, count},
     pointer::Value,
-    scratch,
+    runtime_api, scratch,
     stream::{self, Packet, direction},
 };
 
@@ -190,6 +190,10 @@ fn follow<const REQUEST: bool>(packet: *mut __sk_buff, connection: &mut Value<Co
     };
     let sequence = direction::<REQUEST>(connection).sequence.wrapping_sub(len);
     stream::run::<Packet, REQUEST>(Packet(packet), &mut scratch, connection, at, len, sequence);
+    if !REQUEST {
+        runtime_api::settle_answer(&mut scratch, connection);
+    }
+    runtime_api::settle(&mut scratch, connection);
     scratch::give_back(&scratch);
 }
 

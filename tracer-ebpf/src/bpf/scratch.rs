@@ -16,7 +16,8 @@ use tracer_ebpf::{
     Window,
     counter::Counter,
     http1::Cursor,
-    record::{End, HEAD_MAX, Header, Kind, PATH_MAX, Start},
+    record::{End, HEAD_MAX, Header, Kind, PATH_MAX, Report, Start},
+    runtime_api::Delivery,
     traceparent::LINE_LEN,
 };
 
@@ -27,6 +28,7 @@ use crate::{
     kernel::TcpSock,
     maps::{ASLEEP, RECORDS, count},
     pointer::Value,
+    runtime_api::{Polled, PolledKey},
     sampling::Exchange,
 };
 
@@ -43,6 +45,7 @@ const SLOTS: usize = 4;
 pub union Fixed {
     pub start: Start,
     pub end: End,
+    pub report: Report,
 }
 
 #[repr(C)]
@@ -67,8 +70,19 @@ pub struct Scratch {
     pub tag_else: u32,
     /// 1 if the task that runs is the one that sends.
     pub sends: u32,
+    /// 1 if the tail holds only the beginning of the head at hand.
+    pub cut: u32,
+    /// A [`tracer_ebpf::record::Reason`] and one, if a result was sent or came in: see [`crate::runtime_api::settle`].
+    pub result: u32,
+    /// A [`tracer_ebpf::runtime_api::request`], if one was taken whose head is in the tail: see
+    /// [`crate::runtime_api::settle`].
+    pub asks: u32,
     /// 1 if the exchange that ends is not recorded. Here, and not in a register: they are all in use there.
     pub silent: u32,
+    /// 1 if the tail holds the answer to a poll: see [`crate::runtime_api::settle_answer`].
+    pub answer: u32,
+    /// 1 if it was seen to be asked for.
+    pub asked: u32,
     /// The tag and the verdict of the call at hand.
     pub tag: u32,
     pub verdict: u32,
@@ -92,11 +106,39 @@ pub struct Scratch {
     pub invocation: Invocation,
     pub header: Header,
     pub fixed: Fixed,
-    pub tail: [u8; HEAD_MAX],
+    pub tail: Tail,
     /// The header line of the tag, with room to be read in words.
     pub line: [u8; LINE_LEN],
     pub pad2: [u8; 2],
     pub window: Buffer,
+    /// What the answer of a runtime API says, and by what its invocation is known.
+    pub delivery: Delivery,
+    pub polled_key: PolledKey,
+    pub polled: Polled,
+}
+
+/// A record's tail.
+#[repr(C)]
+pub struct Tail {
+    bytes: [u8; HEAD_MAX],
+    /// A word that begins at the last byte ends here.
+    slack: [u8; 8],
+}
+
+impl Window for Tail {
+    #[inline(always)]
+    fn word(&self, at: u32) -> u64 {
+        let at = at as usize & (HEAD_MAX - 1);
+        // SAFETY: masked to lie in the tail, with 8 bytes to spare. BPF loads need no alignment for map values.
+        unsafe { self.bytes.as_ptr().add(at).cast::<u64>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    fn byte(&self, at: u32) -> u8 {
+        let at = at as usize & (HEAD_MAX - 1);
+        // SAFETY: masked to lie in the tail.
+        unsafe { self.bytes.as_ptr().add(at).read() }
+    }
 }
 
 /// Where the window's bytes are.
@@ -135,6 +177,9 @@ fn try_slot(slot: u32) -> Option<Value<Scratch>> {
     }
     scratch.rtt_us = 0;
     scratch.emitted = 0;
+    scratch.result = 0;
+    scratch.answer = 0;
+    scratch.asks = 0;
     Some(scratch)
 }
 
@@ -195,6 +240,13 @@ impl Scratch {
         unsafe { &mut self.fixed.end }
     }
 
+    /// The record's fixed part, as a runtime's report.
+    #[inline(always)]
+    pub fn report(&mut self) -> &mut Report {
+        // SAFETY: any bytes are a `Report`.
+        unsafe { &mut self.fixed.report }
+    }
+
     /// Copies up to [`HEAD_MAX`] bytes of the window from `at` into the record's tail.
     #[inline(always)]
     pub fn tail_from_window(&mut self, at: u32, len: u32) {
@@ -215,7 +267,7 @@ impl Scratch {
         }
         let len = clamp::<1, { HEAD_MAX as i32 }>(len);
         // SAFETY: the tail is as long as `len` may be; the helper checks the source.
-        let failed = unsafe { bpf_probe_read_kernel(self.tail.as_mut_ptr().cast(), len as u32, from.cast()) };
+        let failed = unsafe { bpf_probe_read_kernel(self.tail.bytes.as_mut_ptr().cast(), len as u32, from.cast()) };
         if failed == 0 {
             self.header.tail_len = len as u16;
         }
@@ -262,11 +314,16 @@ impl Scratch {
     pub fn emit(&mut self, kind: Kind, sandbox: u64, pid: u32) {
         let fixed = match kind {
             Kind::SandboxBorn | Kind::SandboxGone => 0,
+            // See `births`.
+            Kind::SandboxExec | Kind::SandboxListens => 0,
             Kind::InvocationStart | Kind::CallStart | Kind::OpaqueStart => size_of::<Start>() as u64,
             Kind::InvocationEnd | Kind::CallEnd | Kind::OpaqueEnd => size_of::<End>() as u64,
+            Kind::RuntimeReport => size_of::<Report>() as u64,
         };
         let tail = match kind {
-            Kind::SandboxBorn | Kind::InvocationStart | Kind::CallStart => u64::from(self.header.tail_len),
+            Kind::SandboxBorn | Kind::InvocationStart | Kind::CallStart | Kind::RuntimeReport => {
+                u64::from(self.header.tail_len)
+            }
             _ => 0,
         };
         self.header.at_ns = self.now;

@@ -9,6 +9,7 @@ use tracer_ebpf::{
     counter::Counter,
     http1::{After, CARRY, Cursor, Event, Side, method, mode, tag_state},
     record::{Reason, Rule, Tag},
+    runtime_api::request,
 };
 
 use crate::{
@@ -18,6 +19,7 @@ use crate::{
     exchange, kernel,
     maps::count,
     pointer::Value,
+    runtime_api,
     scratch::{Scratch, WINDOW},
 };
 
@@ -346,10 +348,18 @@ fn head_complete<S: Source, const REQUEST: bool>(
     connection.status = status;
     if connection.role == role::SERVER && scratch.sends == 1 && connection.open() > 0 {
         let (task, span) = (sender(connection, true), connection.span(ordinal).load());
-        attribution::answers(task, span, connection.sandbox);
+        if span != exchange::NO_SPAN {
+            attribution::answers(task, span, connection.sandbox);
+        }
     }
     if connection.first_byte_ns == 0 {
         connection.first_byte_ns = scratch.now;
+    }
+    // A poll may be older than the agent; then nothing is known to be open.
+    let polled = answered == request::NEXT || (answered == method::OTHER && connection.open() == 0);
+    if polled && status == 200 {
+        scratch.asked = u32::from(answered == request::NEXT);
+        runtime_api::answered(scratch, connection);
     }
     match after {
         After::Nothing => message_ends::<false>(scratch, connection),
@@ -370,6 +380,10 @@ fn head_complete<S: Source, const REQUEST: bool>(
 fn observed_call(scratch: &mut Value<Scratch>, connection: &mut Value<Connection>, tag: u32) {
     let task = sender(connection, scratch.sends == 1);
     if !exchange::open(scratch, connection) {
+        return;
+    }
+    exchange::take_head(scratch, connection);
+    if runtime_api::takes(scratch, connection, task.pid) {
         return;
     }
     exchange::attribute_call(scratch, connection, task);
@@ -395,7 +409,10 @@ pub fn request_body(scratch: &mut Value<Scratch>, connection: &mut Value<Connect
         return false;
     }
     match connection.request.flow.begin_body(Side::Request, method::OTHER) {
-        After::Nothing => connection.request.flow.begin_message(&mut scratch.cursor),
+        After::Nothing => {
+            connection.request.flow.begin_message(&mut scratch.cursor);
+            runtime_api::result_ends(scratch, Reason::Complete);
+        }
         After::Opaque => {
             count(Counter::Opaque);
             return false;
@@ -409,6 +426,7 @@ pub fn request_body(scratch: &mut Value<Scratch>, connection: &mut Value<Connect
 fn message_ends<const REQUEST: bool>(scratch: &mut Value<Scratch>, connection: &mut Value<Connection>) {
     direction::<REQUEST>(connection).flow.begin_message(&mut scratch.cursor);
     if REQUEST {
+        runtime_api::result_ends(scratch, Reason::Complete);
         return;
     }
     exchange::response_ends(scratch, connection, Reason::Complete, 0);

@@ -13,7 +13,7 @@
 
 mod body;
 mod head;
-mod word;
+pub(crate) mod word;
 
 use crate::{Window, traceparent::Context};
 

@@ -2,7 +2,7 @@
 
 use crate::Window;
 
-pub(super) const LETTERS: u64 = 0x2020_2020_2020_2020;
+pub(crate) const LETTERS: u64 = 0x2020_2020_2020_2020;
 pub(super) const TRACEPAR: u64 = u64::from_le_bytes(*b"tracepar");
 pub(super) const CONTENT: u64 = u64::from_le_bytes(*b"content-");
 pub(super) const TRANSFER: u64 = u64::from_le_bytes(*b"transfer");
@@ -20,11 +20,11 @@ pub(super) const fn newline(word: u64) -> u32 {
 }
 
 /// How many bytes one search step looks at.
-pub(super) const STRIDE: u32 = 32;
+pub(crate) const STRIDE: u32 = 32;
 
 /// Offset of the first `\n` in the [`STRIDE`] bytes at `at`; [`STRIDE`] if there is none.
 #[inline(always)]
-pub(super) fn find_newline<W: Window + ?Sized>(window: &W, at: u32) -> u32 {
+pub(crate) fn find_newline<W: Window + ?Sized>(window: &W, at: u32) -> u32 {
     let a = newline(window.word(at));
     if a < 8 {
         return a;
@@ -75,7 +75,7 @@ pub(super) const fn not_blank(word: u64) -> u64 {
 
 /// How many of the eight bytes, counted from the first, are blank before one that is not.
 #[inline(always)]
-pub(super) const fn leading_blanks(word: u64) -> u32 {
+pub(crate) const fn leading_blanks(word: u64) -> u32 {
     let hits = not_blank(word);
     let below = (hits & hits.wrapping_neg()).wrapping_sub(1) & !hits;
     (((below & TOPS) >> 7).wrapping_mul(0x0101_0101_0101_0101) >> 56) as u32

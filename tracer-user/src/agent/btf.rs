@@ -69,6 +69,8 @@ pub const WANTED: &[Wanted] = &[
     want("OFF_KN_ID", "kernfs_node", &["id"], 8),
     want("OFF_TASK_PID", "task_struct", &["pid"], 4),
     want("OFF_TASK_TGID", "task_struct", &["tgid"], 4),
+    want("OFF_TASK_GROUP_LEADER", "task_struct", &["group_leader"], 8),
+    want("OFF_TASK_START_TIME", "task_struct", &["start_time"], 8),
     want("OFF_TASK_CGROUPS", "task_struct", &["cgroups"], 8),
     want("OFF_CSS_SET_DFL_CGRP", "css_set", &["dfl_cgrp"], 8),
     want("OFF_TASK_FSBASE", "task_struct", &["thread", "fsbase"], 8),
@@ -81,6 +83,9 @@ pub const WANTED: &[Wanted] = &[
     want("OFF_SOCK_SOCKET", "sock", &["sk_socket"], 8),
     want("OFF_SOCKET_FILE", "socket", &["file"], 8),
     want("OFF_FILE_FLAGS", "file", &["f_flags"], 4),
+    want("OFF_TASK_MM", "task_struct", &["mm"], 8),
+    want("OFF_MM_ENV_START", "mm_struct", &["env_start"], 8),
+    want("OFF_MM_ENV_END", "mm_struct", &["env_end"], 8),
 ];
 
 /// Resolves [`WANTED`] in `btf`, in the same order, in bytes.

@@ -4,20 +4,32 @@
 //! detaches all of it.
 
 mod btf;
+mod go;
 mod records;
 mod sampling;
 
-use std::{fs::File, io::Read as _, net::IpAddr, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::Read as _,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, ProgramArray, RingBuf, SockHash, lpm_trie::Key},
-    programs::{BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, Iter, SkMsg, SkSkb, SockOps},
+    programs::{
+        BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, Iter, SkMsg, SkSkb, SockOps,
+        cgroup_skb::CgroupSkbLinkId, sock_ops::SockOpsLinkId,
+    },
 };
 pub use records::Records;
 pub use sampling::{RunTime, Sampling};
 use tracer_ebpf::{counter::Counter, glob, record::Tag};
+
+use crate::{cgroup, go::Id};
 
 /// What the kernel half logs.
 pub type Log = aya_log::EbpfLogger<&'static dyn log::Log>;
@@ -84,18 +96,30 @@ pub struct Plan {
     pub roots: Vec<PathBuf>,
     /// Patterns of paths that become sandboxes when they appear.
     pub patterns: Vec<String>,
+    /// They become candidates only: [`Agent::choose`] makes sandboxes of some.
+    pub discovers: bool,
     /// Where tags may go; `None` to tag nothing.
     pub tag_to: Option<Vec<Cidr>>,
     /// Most bytes of a request head with its tag.
     pub tag_max_head: u32,
     /// Whether enrolled sockets need the verdict program (the self-test says).
     pub verdict: bool,
+    /// Whether Go programs are probed.
+    pub go_uprobes: bool,
     /// Whether the programs that see traffic return at once: for the bench.
     pub floor: bool,
     /// Whether less than all paths may be recorded.
     pub sampling: bool,
     /// Other sizes for maps, by name.
     pub map_entries: Vec<(String, u32)>,
+}
+
+/// The programs on one cgroup.
+#[derive(Debug)]
+pub struct Attached {
+    ingress: CgroupSkbLinkId,
+    egress: CgroupSkbLinkId,
+    sock_ops: SockOpsLinkId,
 }
 
 /// The running kernel half.
@@ -107,6 +131,8 @@ pub struct Agent {
     tags: PerCpuArray<MapData, u64>,
     /// Held for as long as calls are to be tagged: see the kernel half's `TAGGER`.
     tagger: ProgramArray<MapData>,
+    /// The Go programs that are probed.
+    probed: BTreeMap<Id, Vec<go::Link>>,
 }
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/fntrace-bpf"));
@@ -138,11 +164,20 @@ impl Agent {
         let sampling = u32::from(plan.sampling);
         loader.override_global("FLOOR", &floor, true).override_global("SAMPLING", &sampling, true);
         loader.override_global("REPAIRED", &repaired, true);
+        let go_probes = u32::from(plan.go_uprobes);
+        loader.override_global("GO_PROBES", &go_probes, true);
+        if !plan.go_uprobes {
+            for name in go::MAPS {
+                loader.map_max_entries(name, 1);
+            }
+        }
         for (name, entries) in &plan.map_entries {
             loader.map_max_entries(name, *entries);
         }
         loader.override_global("TAG_MAX_HEAD", &plan.tag_max_head, true);
         loader.override_global("TAGGING", &tagging, true).override_global("PATTERN_COUNT", &count, true);
+        let discovers = u32::from(plan.discovers);
+        loader.override_global("DISCOVERS", &discovers, true);
         let mut bpf = loader.load(OBJECT).context("create the maps")?;
         let mut places: Array<_, [u64; 32]> = Array::try_from(map(&mut bpf, "PATTERNS")?)?;
         for (index, pattern) in (0..).zip(patterns) {
@@ -155,12 +190,13 @@ impl Agent {
         let counters = PerCpuArray::try_from(map(&mut bpf, "COUNTERS")?)?;
         let tags = PerCpuArray::try_from(map(&mut bpf, "TAGS")?)?;
         let tagger = ProgramArray::try_from(map(&mut bpf, "TAGGER")?)?;
-        let mut agent = Self { bpf: Some(bpf), counters, tags, tagger };
+        let mut agent = Self { bpf: Some(bpf), counters, tags, tagger, probed: BTreeMap::new() };
         for (name, tracepoint) in [
             ("fn_mkdir", "cgroup_mkdir"),
             ("fn_rmdir", "cgroup_rmdir"),
             ("fn_fork", "sched_process_fork"),
             ("fn_exit", "sched_process_exit"),
+            ("fn_exec", "sched_process_exec"),
             ("fn_read", "tcp_rcv_space_adjust"),
             ("fn_state", "inet_sock_set_state"),
             ("fn_wake", "sched_waking"),
@@ -181,6 +217,9 @@ impl Agent {
             let program: &mut CgroupSkb = agent.program(name)?;
             program.load().with_context(|| format!("load {name}"))?;
         }
+        if plan.go_uprobes {
+            agent.load_go()?;
+        }
         Ok(agent)
     }
 
@@ -197,26 +236,70 @@ impl Agent {
             self.attach_send(plan.verdict)?;
         }
         for root in &plan.roots {
-            let cgroup = File::open(root).with_context(|| format!("open {}", root.display()))?;
-            let mode = CgroupAttachMode::Single;
-            let at = || format!("attach to {}", root.display());
-            let ingress: &mut CgroupSkb = self.program("fn_ingress")?;
-            ingress.attach(&cgroup, CgroupSkbAttachType::Ingress, mode).with_context(at)?;
-            let egress: &mut CgroupSkb = self.program("fn_egress")?;
-            egress.attach(&cgroup, CgroupSkbAttachType::Egress, mode).with_context(at)?;
-            let sock_ops: &mut SockOps = self.program("fn_sock_ops")?;
-            sock_ops.attach(&cgroup, mode).with_context(at)?;
+            self.attach_to(root)?;
         }
         self.take_in_existing()
+    }
+
+    fn attach_to(&mut self, root: &Path) -> Result<Attached> {
+        let cgroup = File::open(root).with_context(|| format!("open {}", root.display()))?;
+        let mode = CgroupAttachMode::Single;
+        let at = || format!("attach to {}", root.display());
+        let ingress: &mut CgroupSkb = self.program("fn_ingress")?;
+        let ingress = ingress.attach(&cgroup, CgroupSkbAttachType::Ingress, mode).with_context(at)?;
+        let egress: &mut CgroupSkb = self.program("fn_egress")?;
+        let egress = egress.attach(&cgroup, CgroupSkbAttachType::Egress, mode).with_context(at)?;
+        let sock_ops: &mut SockOps = self.program("fn_sock_ops")?;
+        let sock_ops = sock_ops.attach(&cgroup, mode).with_context(at)?;
+        Ok(Attached { ingress, egress, sock_ops })
+    }
+
+    /// Has the start of a cgroup told that is not chosen yet, as the mkdir hook does for those that appear later.
+    ///
+    /// # Errors
+    ///
+    /// If the map is full.
+    pub fn watch(&mut self, candidate: u64) -> Result<()> {
+        let map = self.bpf()?.map_mut("BIRTHS").context("the object has no map BIRTHS")?;
+        let mut births: HashMap<_, u64, [u64; 2]> = HashMap::try_from(map)?;
+        births.insert(candidate, [0; 2], 0).context("note a candidate")
+    }
+
+    /// Makes a candidate a sandbox, with all that is below it, while the rest goes on.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel refuses; nothing is attached to the cgroup then.
+    pub fn choose(&mut self, place: &Path) -> Result<Attached> {
+        let attached = self.attach_to(place)?;
+        // What appears below it from here on is selected with it; then what is there.
+        for (id, _) in cgroup::walk(place) {
+            self.select(id)?;
+        }
+        Ok(attached)
+    }
+
+    /// Lets go of what [`Agent::choose`] attached. The kernel has detached it if the cgroup is gone.
+    pub fn let_go(&mut self, attached: Attached) {
+        let Attached { ingress, egress, sock_ops } = attached;
+        if let Ok::<&mut CgroupSkb, _>(program) = self.program("fn_ingress") {
+            let _ = program.detach(ingress);
+        }
+        if let Ok::<&mut CgroupSkb, _>(program) = self.program("fn_egress") {
+            let _ = program.detach(egress);
+        }
+        if let Ok::<&mut SockOps, _>(program) = self.program("fn_sock_ops") {
+            let _ = program.detach(sock_ops);
+        }
     }
 
     /// Makes a cgroup a sandbox, as the mkdir hook does for those that appear later.
     fn select(&mut self, cgroup: u64) -> Result<()> {
         let map = self.bpf()?.map_mut("SANDBOXES").context("the object has no map SANDBOXES")?;
-        let mut sandboxes: HashMap<_, u64, [u64; 10]> = HashMap::try_from(map)?;
+        let mut sandboxes: HashMap<_, u64, [u64; 11]> = HashMap::try_from(map)?;
         const NO_EXIST: u64 = 1;
         // The mkdir hook may have been faster; what it noted stays.
-        let _ = sandboxes.insert(cgroup, [0; 10], NO_EXIST);
+        let _ = sandboxes.insert(cgroup, [0; 11], NO_EXIST);
         sandboxes.get(&cgroup, 0).map(drop).context("note a sandbox")
     }
 
@@ -237,7 +320,12 @@ impl Agent {
         Ok(())
     }
 
-    fn take_in_existing(&mut self) -> Result<()> {
+    /// Takes in the connections of sandboxes that are there already, in this network namespace.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel does not let the iterator run.
+    pub fn take_in_existing(&mut self) -> Result<()> {
         let existing: &mut Iter = self.program("fn_existing")?;
         let link = existing.attach().context("attach fn_existing")?;
         let mut walk = existing.take_link(link)?.into_file().context("open the iterator")?;
@@ -270,6 +358,11 @@ impl Agent {
             Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
             result => result.context("disarm fn_tag"),
         };
+        // Without the probes it would take what they said last for what is so.
+        if !self.probed.is_empty() {
+            let egress: &mut CgroupSkb = self.program("fn_egress")?;
+            egress.unload().context("detach fn_egress")?;
+        }
         self.bpf = None;
         disarmed
     }

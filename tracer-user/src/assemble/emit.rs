@@ -9,8 +9,10 @@ use super::{
     span::{Class, Join, Map, NONE, Span, Tree},
 };
 use crate::path::{
-    Call, Http, Invocation, JoinedBy, Late, LateType, Line, Node, Path, PathType, SpanId, Time, TraceId, Version,
+    Call, Faas, Http, Invocation, JoinedBy, Late, LateType, Line, Node, Path, PathType, Resource, SpanId, Time,
+    TraceId, Version,
 };
+use crate::polled::Polled;
 
 /// Most entries of `missing`: a path with thousands of open calls is described, not listed.
 const MISSING_MAX: usize = 8;
@@ -251,25 +253,33 @@ impl Assembler {
             // A root that is given out again has its place now, and is no longer counted as come from outside.
             self.totals.outside_parents += u64::from(outside && !span.given_out());
             let (function, sandbox) = self.names(span.sandbox);
+            let resource = self.resource(span.sandbox);
+            let called_ns = match span.join {
+                Join::No => None,
+                _ => self.calls.get(&span.above).map(|call| self.spans[*call as usize].at_ns),
+            };
             return Node::Invocation(Invocation {
                 span_id,
                 trace_id: other_trace,
                 outside_parent: outside.then_some(SpanId(span.parent)),
                 function,
                 sandbox,
+                resource,
                 pid: span.pid,
                 start_us,
                 duration_us,
                 first_byte_us,
                 ended: span.ended,
-                cold: span.cold,
+                cold: span.cold.is_some(),
+                cold_start: span.cold.as_ref().map(|begun| begun.cold_start(called_ns, offset)),
                 http,
                 joined_by: match span.join {
                     Join::No => None,
                     Join::Tag => Some(JoinedBy::Tag),
                     Join::Wire => Some(JoinedBy::Wire),
                 },
-                error: error(span, missing),
+                error: error(span, missing, self.boot_to_wall_ns),
+                faas: span.polled.as_deref().map(|polled| Box::new(faas(span, polled, self.boot_to_wall_ns))),
                 children,
             });
         }
@@ -293,7 +303,7 @@ impl Assembler {
             probability: (span.rule == Rule::Inferred).then(|| f64::from(span.per_mille) / 1000.0),
             after_response: span.flags & START_AFTER_RESPONSE != 0,
             channel: span.channel,
-            error: error(span, missing),
+            error: error(span, missing, self.boot_to_wall_ns),
             children,
         })
     }
@@ -307,6 +317,10 @@ impl Assembler {
                 (name.clone(), name)
             }
         }
+    }
+
+    fn resource(&self, cgroup_id: u64) -> Option<Arc<Resource>> {
+        self.sandboxes.get(&cgroup_id)?.info.as_ref()?.resource.clone()
     }
 
     fn wall(&self, at_ns: u64) -> Time {
@@ -372,12 +386,17 @@ pub(crate) fn peer_name(wire: &Wire) -> String {
 }
 
 /// What went wrong below HTTP.
-fn error(span: &Span, missing: &mut Missing) -> Option<Cow<'static, str>> {
+fn error(span: &Span, missing: &mut Missing, boot_to_wall_ns: i64) -> Option<Cow<'static, str>> {
     if !span.ended {
         return None;
     }
     match span.reason {
+        Reason::Complete | Reason::Upgraded if span.init_failed => Some(Cow::Borrowed("the runtime could not start")),
+        Reason::Complete | Reason::Upgraded if is_overdue(span, boot_to_wall_ns) => Some(Cow::Borrowed("timed out")),
         Reason::Complete | Reason::Upgraded => None,
+        Reason::Failed => Some(Cow::Borrowed("failed")),
+        Reason::Exited if is_overdue(span, boot_to_wall_ns) => Some(Cow::Borrowed("timed out")),
+        Reason::Exited => Some(Cow::Borrowed("the runtime exited")),
         Reason::Closed if span.status != 0 || span.class == Class::Opaque => None,
         Reason::Closed => Some(Cow::Borrowed("closed before the response")),
         Reason::Missed => {
@@ -385,6 +404,29 @@ fn error(span: &Span, missing: &mut Missing) -> Option<Cow<'static, str>> {
             None
         }
         Reason::ConnectFailed => Some(errno(span.errno)),
+    }
+}
+
+/// Whether a polled invocation has ended after its deadline.
+fn is_overdue(span: &Span, boot_to_wall_ns: i64) -> bool {
+    let deadline_ms = span.polled.as_deref().map_or(0, |polled| polled.deadline_ms);
+    let end_ms = (i128::from(span.end_ns) + i128::from(boot_to_wall_ns)).div_euclid(1_000_000);
+    span.ended && deadline_ms != 0 && end_ms >= i128::from(deadline_ms)
+}
+
+/// What the runtime API said of an invocation. Where the platform has no word for what went wrong, Lambda's own is used.
+fn faas(span: &Span, polled: &Polled, boot_to_wall_ns: i64) -> Faas {
+    let named = match span.reason {
+        _ if is_overdue(span, boot_to_wall_ns) => Some("Sandbox.Timedout"),
+        Reason::Exited if span.ended => Some("Runtime.ExitError"),
+        _ => None,
+    };
+    Faas {
+        invocation_id: polled.invocation_id.clone(),
+        resource_id: polled.resource_id.clone(),
+        deadline: i64::try_from(polled.deadline_ms).ok().filter(|ms| *ms != 0).map(|ms| Time(ms.saturating_mul(1000))),
+        init_us: polled.init_ns.map(|ns| ns / 1000),
+        error_type: polled.error_type.clone().or(named.map(Box::from)),
     }
 }
 

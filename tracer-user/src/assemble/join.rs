@@ -33,6 +33,10 @@ impl Assembler {
         let wire = WireKey::new(Class::Invocation, &span.wire, span.sequence)
             .and_then(|key| self.calls_by_wire.get(&key).copied())
             .filter(|call| *call != NONE && self.joinable(*call, invocation, Join::Wire));
+        if span.polled.is_some() && wire.is_some() {
+            // It came by a delivery; what it carries names the call that came to the front before.
+            return wire.map(|call| (call, Join::Wire));
+        }
         if let Some(call) = tagged {
             // An application that retries may send one id on two connections: then the wire tells which it was.
             let exact = wire.filter(|wire| *wire != call).is_some_and(|wire| {

@@ -9,10 +9,12 @@
 //! [`Late`](crate::path::Late) part. Spans that were given out are remembered for that, as many as
 //! [`Config::remember`]; spans in flight are at most [`Config::max_open`].
 
+mod birth;
 mod clues;
 mod emit;
 mod guess;
 mod join;
+mod runtime;
 mod span;
 mod standing;
 mod totals;
@@ -27,12 +29,15 @@ pub(crate) mod trees;
 use std::{collections::VecDeque, sync::Arc};
 
 use slab::Slab;
-use tracer_ebpf::record::{Body, End, Header, Kind, Reason, Record, Rule, START_FIRST, Start, Tag, decode};
+use tracer_ebpf::record::{
+    Body, End, Header, Kind, Reason, Record, Rule, START_FIRST, START_POLLED, Start, Tag, decode,
+};
 
 use crate::{
     head::{Head, Keep},
-    path::{Channel, Line},
+    path::{Channel, Line, Resource},
 };
+use birth::Birth;
 pub(crate) use emit::peer_name;
 use guess::Hint;
 use span::{Class, DEPTH_MAX, Join, Map, NONE, PartOf, Span, Tree};
@@ -50,6 +55,8 @@ pub struct Config {
     pub remember: usize,
     /// Whether paths keep the query string.
     pub query: bool,
+    /// Since when the records tell all, CLOCK_MONOTONIC in ns: a runtime that is older had invocations before.
+    pub since_ns: u64,
     /// Least probability with which a call that no rule could place is hung under an invocation. At 1 nothing is
     /// inferred, and nothing waits for it.
     pub infer_min: f64,
@@ -68,6 +75,7 @@ impl Default for Config {
             max_open: 200_000,
             remember: 16_384,
             query: false,
+            since_ns: 0,
             infer_min: 0.5,
             infer_by_timing: false,
             infer_rate: 1000,
@@ -82,6 +90,8 @@ pub struct SandboxInfo {
     pub function: Arc<str>,
     /// The path below the cgroup v2 root.
     pub path: Arc<str>,
+    /// What else is known of it.
+    pub resource: Option<Arc<Resource>>,
 }
 
 /// Sandboxes whose names are kept after they are gone, for paths that are still to be given out.
@@ -92,9 +102,19 @@ const SANDBOXES_MAX: usize = 1 << 17;
 #[derive(Debug, Default)]
 struct Sandbox {
     info: Option<SandboxInfo>,
-    /// Its birth was seen.
-    born: bool,
+    /// If that was seen.
+    birth: Option<Birth>,
     gone: bool,
+    /// A runtime that is ready for its first invocation.
+    ready: Option<Ready>,
+}
+
+/// A runtime that polls, and has asked for its first invocation. Times are CLOCK_MONOTONIC, ns.
+#[derive(Clone, Copy, Debug)]
+struct Ready {
+    pid: u32,
+    began_ns: u64,
+    at_ns: u64,
 }
 
 /// Records in, paths out.
@@ -219,6 +239,19 @@ impl Assembler {
             Body::InvocationEnd(end) => self.end(header, &end, Class::Invocation),
             Body::CallEnd(end) => self.end(header, &end, Class::Call),
             Body::OpaqueEnd(end) => self.end(header, &end, Class::Opaque),
+            Body::RuntimeReport(report, head) => self.runtime_report(header, &report, head),
+            Body::SandboxExec(_) => {
+                self.totals.records.count(Kind::SandboxExec);
+                if let Some(birth) = self.birth(header.sandbox) {
+                    birth.executes(header.at_ns);
+                }
+            }
+            Body::SandboxListens(listen) => {
+                self.totals.records.count(Kind::SandboxListens);
+                if let Some(birth) = self.birth(header.sandbox) {
+                    birth.listens(header.at_ns, listen.port);
+                }
+            }
         }
     }
 
@@ -237,9 +270,14 @@ impl Assembler {
             if sandbox.gone {
                 *sandbox = Sandbox::default();
             }
-            sandbox.born = true;
-            sandbox.info.get_or_insert_with(|| SandboxInfo { function: fallback.clone(), path: fallback });
+            sandbox.birth = Some(Birth::new(header.at_ns));
+            let info = || SandboxInfo { function: fallback.clone(), path: fallback, resource: None };
+            sandbox.info.get_or_insert_with(info);
         }
+    }
+
+    fn birth(&mut self, cgroup_id: u64) -> Option<&mut Birth> {
+        self.sandboxes.get_mut(&cgroup_id)?.birth.as_mut()
     }
 
     fn sandbox_gone(&mut self, header: &Header) {
@@ -288,10 +326,12 @@ impl Assembler {
             reason: Reason::Complete,
             join: Join::No,
             ended: false,
-            cold: false,
+            cold: None,
             registered: false,
             unsampled: false,
             head,
+            init_failed: false,
+            polled: None,
         }
     }
 
@@ -301,9 +341,17 @@ impl Assembler {
             return;
         }
         self.make_room();
-        let parsed = Head::parse(head, Keep { query: self.config.query, host: false });
+        let polled = start.flags & START_POLLED != 0;
+        let request = if polled { &[] } else { head };
+        let parsed = Head::parse(request, Keep { query: self.config.query, host: false });
         let mut span = Self::new_span(header, start, Class::Invocation, parsed);
-        span.cold = start.flags & START_FIRST != 0 && self.sandboxes.get(&header.sandbox).is_some_and(|s| s.born);
+        if start.flags & START_FIRST != 0 {
+            let birth = self.sandboxes.get(&header.sandbox).and_then(|sandbox| sandbox.birth.as_ref());
+            span.cold = birth.map(|birth| Box::new(birth.until(start.wire.local_port)));
+        }
+        if polled {
+            self.polled(&mut span, head);
+        }
         let key = self.insert(span);
         match self.find_call(key) {
             Some((call, by)) => {
@@ -330,6 +378,8 @@ impl Assembler {
             return;
         }
         self.make_room();
+        // A delivery's head is that of an answer.
+        let head = if start.tag == Tag::Polled as u8 { &[] } else { head };
         let parsed = Head::parse(head, Keep { query: self.config.query, host: true });
         let mut span = Self::new_span(header, start, class, parsed);
         let hint = Hint::of(start);
@@ -516,6 +566,10 @@ impl Assembler {
             Class::Call => Kind::CallEnd,
             Class::Opaque => Kind::OpaqueEnd,
         });
+        self.ends(header, end, class);
+    }
+
+    fn ends(&mut self, header: &Header, end: &End, class: Class) {
         let by_id = if class == Class::Invocation { &self.invocations } else { &self.calls };
         let stray = self.strays.get(&(end.conn, end.sequence, end.span));
         let key = by_id.get(&end.span).into_iter().chain(stray).copied().find(|key| self.fits(*key, end, class));
@@ -546,6 +600,7 @@ impl Assembler {
             return;
         }
         let (tree, awaited) = (span.tree, u32::from(span.awaited()));
+        let delivery = (class == Class::Invocation && span.reason == Reason::Exited).then_some(span.above);
         let entry = &mut self.trees[tree as usize];
         entry.open -= awaited;
         entry.last_ns = entry.last_ns.max(header.at_ns);
@@ -554,6 +609,9 @@ impl Assembler {
             self.settle(tree, seq);
         }
         self.check_ready(tree);
+        if let Some(delivery) = delivery {
+            self.undelivered(delivery, header, end);
+        }
     }
 
     fn fits(&self, key: u32, end: &End, class: Class) -> bool {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 use tracer_ebpf::{
-    record::{Body, End, Header, Kind, Record, Start, Wire},
+    record::{Body, End, Header, Kind, Listen, Record, Report, Start, Wire},
     traceparent::Context,
 };
 
@@ -225,7 +225,7 @@ fn hostile() -> impl Strategy<Value = (Header, Body<'static>)> {
             pad: [0; 7],
         },
     );
-    let end = (0..4u64, 0..6u64, 0..3u32, any::<u64>(), any::<u16>(), 0..7u8).prop_map(
+    let end = (0..4u64, 0..6u64, 0..3u32, any::<u64>(), any::<u16>(), 0..9u8).prop_map(
         |(conn, span, sequence, first_byte_ns, status, reason)| End {
             conn,
             span,
@@ -239,7 +239,8 @@ fn hostile() -> impl Strategy<Value = (Header, Body<'static>)> {
         },
     );
     let at = prop_oneof![0..50u64, Just(0), Just(u64::MAX)];
-    (at, 0..3u64, 1..9u16, start, end, heads).prop_map(|(at_ns, sandbox, kind, start, end, head)| {
+    let kinds = prop_oneof![1..10u16, 16..18u16];
+    (at, 0..3u64, kinds, start, end, heads).prop_map(|(at_ns, sandbox, kind, start, end, head)| {
         let header = Header { at_ns, sandbox, kind, tail_len: head.len() as u16, pid: 1 };
         let body = match Kind::from_u16(kind).unwrap() {
             Kind::SandboxBorn => Body::SandboxBorn(head),
@@ -250,6 +251,12 @@ fn hostile() -> impl Strategy<Value = (Header, Body<'static>)> {
             Kind::CallEnd => Body::CallEnd(end),
             Kind::OpaqueStart => Body::OpaqueStart(start),
             Kind::OpaqueEnd => Body::OpaqueEnd(end),
+            Kind::RuntimeReport => {
+                let report = Report { what: end.sequence.into(), span: end.span, began_ns: at_ns, pad: [0; 11] };
+                Body::RuntimeReport(report, head)
+            }
+            Kind::SandboxExec => Body::SandboxExec(head),
+            Kind::SandboxListens => Body::SandboxListens(Listen { port: 80, pad: [0; 6] }),
         };
         (header, body)
     })
@@ -292,7 +299,10 @@ fn throughput() {
         let mut print = std::time::Duration::ZERO;
         for _ in 0..30 {
             for id in 1..3 {
-                assembler.sandbox(id, super::SandboxInfo { function: "function".into(), path: "/fns/function".into() });
+                assembler.sandbox(
+                    id,
+                    super::SandboxInfo { function: "function".into(), path: "/fns/function".into(), resource: None },
+                );
             }
             let begin = std::time::Instant::now();
             let mut lines = Vec::with_capacity(3000);

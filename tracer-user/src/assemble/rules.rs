@@ -181,7 +181,11 @@ fn joined_by(lines: &[Line]) -> Option<JoinedBy> {
 fn a_path_says_what_the_contract_promises() {
     let mut run = Run::new();
     run.assembler.clock(1_795_424_400_000 * MS as i64 - 1000 * MS as i64);
-    let info = |function: &str, path: &str| SandboxInfo { function: Arc::from(function), path: Arc::from(path) };
+    let info = |function: &str, path: &str| SandboxInfo {
+        function: Arc::from(function),
+        path: Arc::from(path),
+        resource: None,
+    };
     run.assembler.sandbox(1, info("checkout", "/fns/checkout-1"));
     run.assembler.sandbox(2, info("inventory", "/fns/inventory-1"));
     let (root, out, inner) = (invocation(1, 100).wire(wire(80, 9)), call(1, 7, 100), invocation(2, 8).inbound(7));

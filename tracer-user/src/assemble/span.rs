@@ -4,7 +4,8 @@ use std::{collections::HashMap, net::Ipv6Addr};
 
 use tracer_ebpf::record::{Reason, Rule, Tag, Wire};
 
-use crate::{head::Head, path::Channel};
+use super::birth::Begun;
+use crate::{head::Head, path::Channel, polled::Polled};
 
 /// Span ids can be a tenant's choice, so the hash is seeded; nothing may depend on a map's order.
 pub(super) type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
@@ -83,13 +84,17 @@ pub(super) struct Span {
     /// Of an invocation: how it found its call. Of a call: how its invocation found it.
     pub join: Join,
     pub ended: bool,
-    /// Its sandbox was made while the agent watched, and this is its first request.
-    pub cold: bool,
+    /// Of the first request of a sandbox that was made while the agent watched: how that started.
+    pub cold: Option<Box<Begun>>,
     /// It is in the map under its own id, and may be joined by it.
     pub registered: bool,
     /// Once given out: whether its path was unsampled, so that what comes late is not printed either.
     pub unsampled: bool,
     pub head: Head,
+    /// A runtime that was to be set up for it could not be.
+    pub init_failed: bool,
+    /// Of an invocation that a runtime polled for: what the runtime API says of it.
+    pub polled: Option<Box<Polled>>,
 }
 
 impl Span {

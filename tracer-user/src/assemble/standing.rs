@@ -60,7 +60,7 @@ impl Assembler {
             function,
             host: span.head.host.as_deref(),
             wire: span.wire,
-            cold: span.cold,
+            cold: span.cold.is_some(),
         })
     }
 

@@ -6,7 +6,7 @@ use tracer_ebpf::record::{Kind, Rule, Tag};
 /// Counts since the start. Two sums always hold; the tests check them:
 ///
 /// - starts (`invocation_start` + `call_start` + `opaque_start`) = `reported` + `unsampled_spans` + `duplicates` + `open`
-/// - ends = `ends_matched` + `ends_unknown` + `ends_duplicate`
+/// - ends + `undelivered` = `ends_matched` + `ends_unknown` + `ends_duplicate`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Totals {
     /// Records by kind.
@@ -39,6 +39,8 @@ pub struct Totals {
     pub ends_unknown: u64,
     /// Ends of a span that had ended.
     pub ends_duplicate: u64,
+    /// Deliveries that ended with the process that they were for.
+    pub undelivered: u64,
     /// Calls by outcome of the tag, in the order of [`Tag::ALL`].
     #[serde(serialize_with = "tags")]
     pub tags: [u64; Tag::ALL.len()],
@@ -78,6 +80,12 @@ pub struct Records {
     pub opaque_start: u64,
     /// [`Kind::OpaqueEnd`].
     pub opaque_end: u64,
+    /// [`Kind::RuntimeReport`].
+    pub runtime_report: u64,
+    /// [`Kind::SandboxExec`].
+    pub sandbox_exec: u64,
+    /// [`Kind::SandboxListens`].
+    pub sandbox_listens: u64,
 }
 
 /// How calls found the invocation that they caused, and why some did not.
@@ -116,7 +124,8 @@ pub struct Inference {
 impl Records {
     /// All of them.
     pub fn sum(&self) -> u64 {
-        self.sandbox_born + self.sandbox_gone + self.starts() + self.ends()
+        let sandboxes = self.sandbox_born + self.sandbox_gone + self.sandbox_exec + self.sandbox_listens;
+        sandboxes + self.runtime_report + self.starts() + self.ends()
     }
 
     /// Those that begin a span.
@@ -139,6 +148,9 @@ impl Records {
             Kind::CallEnd => &mut self.call_end,
             Kind::OpaqueStart => &mut self.opaque_start,
             Kind::OpaqueEnd => &mut self.opaque_end,
+            Kind::RuntimeReport => &mut self.runtime_report,
+            Kind::SandboxExec => &mut self.sandbox_exec,
+            Kind::SandboxListens => &mut self.sandbox_listens,
         } += 1;
     }
 }
@@ -147,7 +159,7 @@ impl Totals {
     /// Whether every start and every end is accounted for.
     pub fn balanced(&self) -> bool {
         self.records.starts() == self.reported + self.unsampled_spans + self.duplicates + self.open
-            && self.records.ends() == self.ends_matched + self.ends_unknown + self.ends_duplicate
+            && self.records.ends() + self.undelivered == self.ends_matched + self.ends_unknown + self.ends_duplicate
     }
 }
 

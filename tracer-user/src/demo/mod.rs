@@ -7,6 +7,7 @@
 //!                            └─ notify ─ mailer       a chain; mailer is started when it is called: a cold start
 //! ```
 
+mod container;
 mod front;
 mod function;
 mod http;
@@ -27,6 +28,7 @@ use tokio::{sync::oneshot, time::sleep};
 
 use crate::signals::Signals;
 
+pub use container::runc_answers;
 pub use function::serve_function;
 pub use http::Answer;
 pub use shop::{Load, Shop};
@@ -46,6 +48,9 @@ pub struct DemoArgs {
     /// Requests in a second [default: 4; with --requests and output not to a terminal, as fast as they are answered]
     #[arg(long, value_name = "R", value_parser = positive)]
     pub rate: Option<f64>,
+    /// Run each function in a container of its own, by runc
+    #[arg(long)]
+    pub containers: bool,
 }
 
 impl DemoArgs {
@@ -94,11 +99,11 @@ where
 {
     let mut interrupt = Signals::new()?;
     let shop = tokio::select! {
-        started = Shop::start_with(cgroup_mount, launcher) => started.context("start the demo's functions")?,
+        started = Shop::start_as(cgroup_mount, launcher, args.containers) => started.context("start the demo's functions")?,
         // The half-started shop goes away with its future.
         () = interrupt.wait() => anyhow::bail!("interrupted before the functions were started"),
     };
-    introduce(&shop, args.requests);
+    introduce(&shop, args);
     let (ready, is_ready) = oneshot::channel();
     let (stop, stopped) = oneshot::channel();
     let mut tracing = pin!(trace(Tracing { slice: shop.slice().to_owned(), ready, stop: stopped }));
@@ -136,12 +141,13 @@ where
 }
 
 /// Says on standard error what is to be seen.
-fn introduce(shop: &Shop, requests: Option<u64>) {
-    eprintln!("A shop of functions, each in a sandbox of its own below {}:", shop.slice().display());
+fn introduce(shop: &Shop, args: &DemoArgs) {
+    let sandbox = if args.containers { "container" } else { "sandbox" };
+    eprintln!("A shop of functions, each in a {sandbox} of its own below {}:", shop.slice().display());
     eprintln!("  POST /checkout ─ checkout ─┬─ inventory           once for each item");
     eprintln!("                             ├─ pricing, recommend  at the same time");
     eprintln!("                             ├─ payment ─ bank      outside, not traced; fails now and then");
     eprintln!("                             └─ notify ─ mailer     started when it is called: a cold start");
-    let end = if requests.is_some() { "" } else { " Ctrl-C ends the demo." };
+    let end = if args.requests.is_some() { "" } else { " Ctrl-C ends the demo." };
     eprintln!("None of them knows of tracing.{end}");
 }

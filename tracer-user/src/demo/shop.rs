@@ -61,7 +61,12 @@ impl Shop {
 
     /// The same, the functions being started otherwise than by `fntrace demo-function`.
     pub async fn start_with(cgroup_mount: &Path, launcher: Launcher) -> Result<Self> {
-        let slice = Slice::create(cgroup_mount, launcher)?;
+        Self::start_as(cgroup_mount, launcher, false).await
+    }
+
+    /// The same, each function in a container if so wanted.
+    pub async fn start_as(cgroup_mount: &Path, launcher: Launcher, containers: bool) -> Result<Self> {
+        let slice = Slice::create(cgroup_mount, launcher, containers)?;
         let mut outside = Outside::default();
 
         let bank = TcpListener::bind("127.0.0.1:0").await.context("listen on loopback")?;

@@ -23,7 +23,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::function::READY;
+use super::{
+    container::{self, Runc},
+    function::READY,
+};
 
 /// Begins the name of every slice; the demo's process id follows.
 pub const PREFIX: &str = "fntrace-demo-";
@@ -52,6 +55,8 @@ pub struct Slice {
     /// Not read; held until the process ends, or the slice is gone.
     _lock: File,
     launcher: Launcher,
+    /// Makes the sandboxes, if they are to be containers.
+    runc: Option<Runc>,
     /// `None` once the slice is closed: nothing may be started in it any more.
     sandboxes: Mutex<Option<Vec<Sandbox>>>,
 }
@@ -64,12 +69,12 @@ struct Sandbox {
 
 impl Slice {
     /// Makes a slice below the mount point of cgroup v2, after removing what dead demos left there.
-    pub fn create(mount: &Path, launcher: Launcher) -> Result<Owner> {
+    pub fn create(mount: &Path, launcher: Launcher, containers: bool) -> Result<Owner> {
         remove_leftovers(mount)?;
         for n in 1.. {
             let pid = process::id();
             let name = if n == 1 { format!("{PREFIX}{pid}") } else { format!("{PREFIX}{pid}.{n}") };
-            let path = mount.join(name);
+            let path = mount.join(&name);
             match fs::create_dir(&path) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
@@ -86,10 +91,12 @@ impl Slice {
             lock.lock().with_context(|| format!("lock {}", path.display()))?;
             // Another demo's start may have taken it for a leftover before it was locked.
             if fs::metadata(&path).is_ok_and(|now| lock.metadata().is_ok_and(|locked| locked.ino() == now.ino())) {
+                let runc = containers.then(|| Runc::new(&name)).transpose()?;
                 return Ok(Owner(Arc::new(Self {
                     path,
                     _lock: lock,
                     launcher,
+                    runc,
                     sandboxes: Mutex::new(Some(Vec::new())),
                 })));
             }
@@ -125,12 +132,18 @@ impl Slice {
         let mut open = self.sandboxes();
         let sandboxes = open.as_mut().context("the demo is ending")?;
         let path = self.path.join(sandbox);
-        fs::create_dir(&path).with_context(|| format!("make {}", path.display()))?;
-        let spawned = self.spawn_into(&path, function, environment);
-        if spawned.is_err() {
-            let _ = fs::remove_dir(&path);
-        }
-        let mut process = spawned?;
+        let mut process = match &self.runc {
+            // It makes the cgroup, and removes it in the end.
+            Some(runc) => start(&mut runc.command(sandbox, &self.launcher.0, function, environment)?)?,
+            None => {
+                fs::create_dir(&path).with_context(|| format!("make {}", path.display()))?;
+                let spawned = self.spawn_into(&path, function, environment);
+                if spawned.is_err() {
+                    let _ = fs::remove_dir(&path);
+                }
+                spawned?
+            }
+        };
         let output = process.stdout.take();
         sandboxes.push(Sandbox { path, process });
         Ok(output.context("the function has no standard output")?.into())
@@ -147,16 +160,11 @@ impl Slice {
             .arg(function)
             .env_clear()
             .env("FUNCTION_NAME", function)
-            .envs(environment.iter().map(|(key, value)| (key, value)))
-            // Standard input is the lifeline (see `function::parent_ended`), standard output says when it is ready.
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            // Ctrl-C at the terminal is for the demo alone, which then ends its functions in good order.
-            .process_group(0);
+            .envs(environment.iter().map(|(key, value)| (key, value)));
         // SAFETY: between fork and exec the closure makes one system call, on a descriptor that it owns, and does not
         // allocate: "0" stands for the writing process itself.
         unsafe { command.pre_exec(move || (&members).write_all(b"0")) };
-        command.spawn().with_context(|| format!("start {}", program.display()))
+        start(&mut command)
     }
 
     /// Ends a sandbox and removes it.
@@ -169,7 +177,10 @@ impl Slice {
         let mut sandbox = sandboxes.swap_remove(at);
         drop(open);
         sandbox.process.wait().context("wait for the function's end")?;
-        remove(&path)
+        match &self.runc {
+            Some(_) => Ok(()),
+            None => remove(&path),
+        }
     }
 
     /// Ends all sandboxes and removes them, and the slice. The second call finds nothing left to do.
@@ -179,7 +190,8 @@ impl Slice {
         for sandbox in &mut sandboxes {
             sandbox.process.wait().context("wait for the function's end")?;
         }
-        remove(&self.path)
+        remove(&self.path)?;
+        self.runc.as_ref().map_or(Ok(()), Runc::clear)
     }
 
     /// Is the sandbox's process still there?
@@ -243,21 +255,41 @@ fn remove_leftovers(mount: &Path) -> Result<()> {
             Err(TryLockError::WouldBlock) => continue,
             Err(TryLockError::Error(error)) => return Err(error).with_context(|| format!("lock {}", path.display())),
         }
-        if let Err(error) = empty(&path).and_then(|()| remove(&path)) {
+        let slice = entry.file_name().to_string_lossy().into_owned();
+        let removed = empty(&path).and_then(|()| remove(&path)).and_then(|()| container::clear(&slice));
+        if let Err(error) = removed {
             eprintln!("fntrace demo: {} of an earlier demo stays: {error:#}", path.display());
         }
     }
     Ok(())
 }
 
-/// Kills every process in a cgroup and below it, and waits until none is left.
+/// Starts a function, or what starts it.
+fn start(command: &mut Command) -> Result<Child> {
+    command
+        // Standard input is the lifeline (see `function::parent_ended`), standard output says when it is ready.
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        // Ctrl-C at the terminal is for the demo alone, which then ends its functions in good order.
+        .process_group(0);
+    command.spawn().with_context(|| format!("start {}", Path::new(command.get_program()).display()))
+}
+
+/// Kills every process in a cgroup and below it, and waits until none is left. One that is gone is empty: who runs a
+/// container removes its cgroup.
 fn empty(cgroup: &Path) -> Result<()> {
     let kill = cgroup.join("cgroup.kill");
-    fs::write(&kill, "1").with_context(|| format!("write {}", kill.display()))?;
+    match fs::write(&kill, "1") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        killed => killed.with_context(|| format!("write {}", kill.display()))?,
+    }
     let events = cgroup.join("cgroup.events");
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let state = fs::read_to_string(&events).with_context(|| format!("read {}", events.display()))?;
+        let state = match fs::read_to_string(&events) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => return Ok(()),
+            state => state.with_context(|| format!("read {}", events.display()))?,
+        };
         if state.lines().any(|line| line == "populated 0") {
             return Ok(());
         }

@@ -148,7 +148,11 @@ impl Live {
             Body::OpaqueStart(start) => (start.context.span_id, Moment::Called { opaque: true }),
             Body::CallEnd(end) | Body::OpaqueEnd(end) => (end.span, Moment::Answered(Channel::of(end))),
             Body::InvocationEnd(end) => (end.span, Moment::Left),
-            Body::SandboxBorn(_) | Body::SandboxGone => return,
+            Body::SandboxBorn(_)
+            | Body::SandboxGone
+            | Body::SandboxExec(_)
+            | Body::SandboxListens(_)
+            | Body::RuntimeReport(..) => return,
         };
         self.due.push(Due { span: SpanId(span), at_ns: record.header.at_ns, moment });
     }
@@ -309,7 +313,7 @@ mod tests {
         fn new() -> Self {
             let mut assembler = Assembler::new(Config::default());
             for (id, name) in [(1, "front"), (2, "stock"), (3, "price")] {
-                assembler.sandbox(id, SandboxInfo { function: name.into(), path: name.into() });
+                assembler.sandbox(id, SandboxInfo { function: name.into(), path: name.into(), resource: None });
             }
             let args = Args { forecast: true, horizon: 2.0, cost_ratio: 0.25, forecast_model: None };
             Self { assembler, live: Live::start(&args).unwrap().unwrap(), lines: Vec::new() }

@@ -15,10 +15,11 @@ use super::Probe;
 use crate::bpf::{self, MapShape};
 
 /// The tracepoints that the kernel half uses (DESIGN.md, section 3). Each must be in this kernel, by this name.
-const TRACEPOINTS: [(&str, &str); 5] = [
+const TRACEPOINTS: [(&str, &str); 6] = [
     ("tp_btf/tcp_rcv_space_adjust", "btf_trace_tcp_rcv_space_adjust"),
     ("tp_btf/sched_process_fork", "btf_trace_sched_process_fork"),
     ("tp_btf/sched_process_exit", "btf_trace_sched_process_exit"),
+    ("tp_btf/sched_process_exec", "btf_trace_sched_process_exec"),
     ("tp_btf/cgroup_mkdir", "btf_trace_cgroup_mkdir"),
     ("tp_btf/cgroup_rmdir", "btf_trace_cgroup_rmdir"),
 ];

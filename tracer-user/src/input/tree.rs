@@ -98,9 +98,12 @@ fn invocation(call: &Call, id: u64, base_us: i64, started_us: Option<i64>, child
         first_byte_us: None,
         ended: end_us.is_some(),
         cold: call.cold == Some(true),
+        cold_start: None,
+        resource: None,
         http: None,
         joined_by: None,
         error: None,
+        faas: None,
         children,
     })
 }

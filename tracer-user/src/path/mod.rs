@@ -4,6 +4,7 @@
 //! and a reader passes over keys that it does not know. Strings from the wire are kept as they came (lossy UTF-8,
 //! bounded); making them harmless is the sinks' work, because what is harmful depends on where they are printed.
 
+mod sandbox;
 mod value;
 
 use std::{borrow::Cow, fmt, sync::Arc};
@@ -11,6 +12,7 @@ use std::{borrow::Cow, fmt, sync::Arc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tracer_ebpf::record::End;
 
+pub use self::sandbox::{ColdStart, Resource};
 use self::value::Text;
 pub use self::value::{SpanId, Time, TraceId};
 
@@ -208,6 +210,8 @@ impl<'de> Deserialize<'de> for Node {
             ended: bool,
             #[serde(default)]
             cold: bool,
+            cold_start: Option<ColdStart>,
+            resource: Option<Resource>,
             http: Option<Http>,
             joined_by: Option<JoinedBy>,
             #[serde(borrow)]
@@ -222,6 +226,7 @@ impl<'de> Deserialize<'de> for Node {
             channel: Option<Channel>,
             #[serde(borrow)]
             error: Option<Text<'a>>,
+            faas: Option<Box<Faas>>,
             #[serde(default, deserialize_with = "children")]
             children: Vec<Node>,
         }
@@ -238,15 +243,18 @@ impl<'de> Deserialize<'de> for Node {
                 outside_parent: either.outside_parent,
                 function: need(either.function, "function")?.shared(),
                 sandbox: need(either.sandbox, "sandbox")?.shared(),
+                resource: either.resource.map(Arc::new),
                 pid: need(either.pid, "pid")?,
                 start_us,
                 duration_us,
                 first_byte_us,
                 ended,
                 cold: either.cold,
+                cold_start: either.cold_start,
                 http,
                 joined_by: either.joined_by,
                 error,
+                faas: either.faas,
                 children,
             }),
             Kind::Call => Self::Call(Call {
@@ -288,6 +296,9 @@ pub struct Invocation {
     pub function: Arc<str>,
     /// The sandbox's path below the cgroup root.
     pub sandbox: Arc<str>,
+    /// Who the sandbox is, under OpenTelemetry's names.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "shared")]
+    pub resource: Option<Arc<Resource>>,
     /// The process that received the request, in the host's numbering; 0 if not known.
     pub pid: u32,
     /// Start in µs after the start of the line.
@@ -303,6 +314,9 @@ pub struct Invocation {
     pub ended: bool,
     /// The first request of a sandbox that was made while the agent watched.
     pub cold: bool,
+    /// How that sandbox started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cold_start: Option<ColdStart>,
     /// Request and response; absent if the head could not be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http: Option<Http>,
@@ -312,6 +326,9 @@ pub struct Invocation {
     /// What went wrong below HTTP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<Cow<'static, str>>,
+    /// What the platform says of it, where its runtime polled for it or could not be set up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub faas: Option<Box<Faas>>,
     /// The calls that it made, in order of start.
     pub children: Vec<Node>,
 }
@@ -383,6 +400,27 @@ pub struct Http {
     pub status: Option<u16>,
 }
 
+/// What a runtime API says of an invocation, as OpenTelemetry's `faas.invocation_id`, `cloud.resource_id`, `error.type`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Faas {
+    /// The id by which the platform knows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub invocation_id: Option<Box<str>>,
+    /// The function's resource name (ARN).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resource_id: Option<Box<str>>,
+    /// When it has to have answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<Time>,
+    /// How long the runtime took to set itself up, from the start of its process to its first poll, if this was the
+    /// first invocation that it was handed: the cold start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_us: Option<u64>,
+    /// What went wrong, in the runtime's own word or the platform's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_type: Option<Box<str>>,
+}
+
 /// The TCP connection of a call, as the caller's kernel sees it when the call ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Channel {
@@ -433,6 +471,10 @@ fn children<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Node>, D::
         }
     }
     deserializer.deserialize_seq(Visitor)
+}
+
+fn shared<S: Serializer>(resource: &Option<Arc<Resource>>, serializer: S) -> Result<S::Ok, S::Error> {
+    resource.as_deref().serialize(serializer)
 }
 
 fn yes() -> bool {

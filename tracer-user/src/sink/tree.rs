@@ -8,7 +8,7 @@ use unicode_width::UnicodeWidthStr;
 
 use super::stats::Stats;
 use crate::forecast;
-use crate::path::{Call, Http, Invocation, Line, Node};
+use crate::path::{Call, Faas, Http, Invocation, Line, Node};
 use crate::text::harmless;
 
 /// How the tree looks. The caller decides: it knows the terminal, `NO_COLOR` and the like.
@@ -215,10 +215,9 @@ impl<W: Write> Tree<W> {
 fn describe_invocation(row: &mut Row, invocation: &Invocation) {
     row.push(NAME, harmless(&invocation.function, TEXT_MAX));
     request(row, invocation.http.as_ref());
+    platform(row, invocation.faas.as_deref());
     outcome(row, invocation.http.as_ref(), invocation.error.as_deref(), invocation.duration_us);
-    if invocation.cold {
-        row.field(COLD, "cold");
-    }
+    cold(row, invocation, None);
     if let Some(parent) = invocation.outside_parent {
         row.field(DIM, format!("from outside span {parent}"));
     }
@@ -240,9 +239,12 @@ fn describe_call(row: &mut Row, call: &Call, callee: Option<&Invocation>, parall
     if call.protocol.is_some() {
         row.field(DIM, "connection, not HTTP/1");
     }
-    outcome(row, call.http.as_ref(), call.error.as_deref(), call.duration_us);
-    if callee.is_some_and(|callee| callee.cold) {
-        row.field(COLD, "cold");
+    platform(row, callee.and_then(|callee| callee.faas.as_deref()));
+    // What was polled for has no status of its own.
+    let error = call.error.as_deref().or(callee.filter(|_| call.http.is_none()).and_then(|it| it.error.as_deref()));
+    outcome(row, call.http.as_ref(), error, call.duration_us);
+    if let Some(callee) = callee {
+        cold(row, callee, call.duration_us);
     }
     if parallel {
         row.field(DIM, "parallel");
@@ -255,6 +257,37 @@ fn describe_call(row: &mut Row, call: &Call, callee: Option<&Invocation>, parall
         "none" => row.field(DIM, "no invocation"),
         "inferred" => row.field(NOTE, format!("parent guessed, {:.0} %", 100.0 * call.probability.unwrap_or(0.0))),
         rule => row.field(DIM, format!("parent by {}", harmless(rule, TEXT_MAX))),
+    }
+}
+
+/// How long a cold start took, and how much of the time that its caller waited, where that is known.
+fn cold(row: &mut Row, invocation: &Invocation, call_us: Option<u64>) {
+    if !invocation.cold {
+        return;
+    }
+    row.field(COLD, "cold");
+    let Some(start) = &invocation.cold_start else { return };
+    if let Some(took) = start.ready_us.map(|ready| ready.saturating_sub(start.born_us)) {
+        row.push(COLD, format!(" {}", duration(took.max(0) as u64)));
+    }
+    match (start.waited_us, call_us) {
+        (Some(0), _) => row.push(DIM, ", before the call"),
+        (Some(waited), Some(call)) => {
+            let part = 100.0 * waited as f64 / call.max(1) as f64;
+            row.push(COLD, format!(", {:.0} % of the wait", part.min(100.0)));
+        }
+        _ => {}
+    }
+}
+
+/// What the platform calls it, and what went wrong in the platform's word.
+fn platform(row: &mut Row, faas: Option<&Faas>) {
+    let Some(faas) = faas else { return };
+    if let Some(id) = &faas.invocation_id {
+        row.field(PLAIN, format!("invocation {}", harmless(id, TEXT_MAX)));
+    }
+    if let Some(error) = &faas.error_type {
+        row.field(BAD, harmless(error, TEXT_MAX));
     }
 }
 
@@ -376,6 +409,39 @@ missing: the end of call 5
 
 ";
         assert_eq!(text, expect, "\n{text}");
+    }
+
+    #[test]
+    fn a_cold_start_says_how_long_it_took_and_who_waited() {
+        let row = |start: &str, caller: bool| {
+            let text = format!(
+                r#"{{"kind":"invocation","span_id":"0000000000000002","function":"mail","sandbox":"/s","pid":5,"start_us":150000,
+                "duration_us":20000,"cold":true{start},"joined_by":"tag","children":[]}}"#
+            );
+            let call = format!(
+                r#"{{"kind":"invocation","span_id":"0000000000000003","function":"shop","sandbox":"/t","pid":6,"start_us":0,
+                "duration_us":200000,"cold":false,"children":[{{"kind":"call","span_id":"0000000000000004","to":"mail",
+                "peer":"127.0.0.1:1","start_us":0,"duration_us":160000,"tag":"injected","parent_by":"thread",
+                "children":[{text}]}}]}}"#
+            );
+            let line = format!(
+                r#"{{"fntrace":1,"type":"path","trace_id":"4bf92f3577b34da6a3ce929d0e0e4736","start":"2026-11-23T09:00:00Z",
+                "duration_us":200000,"complete":true,"root":{}}}"#,
+                if caller { &call } else { &text }
+            );
+            let mut sink = Tree::new(Vec::new(), Look { width: 79, colour: false });
+            sink.line(&Line::parse(&line).unwrap().unwrap()).unwrap();
+            let text = String::from_utf8(sink.writer).unwrap();
+            let row = text.lines().find_map(|line| line.split_once("mail  ")?.1.split('·').next()?.split('━').next());
+            row.unwrap_or_else(|| panic!("{text}")).trim_end().to_owned()
+        };
+        let start =
+            |waited: &str| format!(r#","cold_start":{{"born_us":8000,"started_us":30000,"ready_us":128000{waited}}}"#);
+        assert_eq!(row("", true), "160 ms  cold");
+        assert_eq!(row(&start(""), false), "20.0 ms  cold 120 ms");
+        assert_eq!(row(&start(r#","waited_us":120000"#), true), "160 ms  cold 120 ms, 75 % of the wait");
+        assert_eq!(row(&start(r#","waited_us":0"#), true), "160 ms  cold 120 ms, before the call");
+        assert_eq!(row(r#","cold_start":{"born_us":8000}"#, true), "160 ms  cold");
     }
 
     #[test]

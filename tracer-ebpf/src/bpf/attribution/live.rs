@@ -5,7 +5,7 @@ use tracer_ebpf::{counter::Counter, traceparent::Context};
 
 use crate::{
     atomic::Atomic,
-    maps::{CONTEXTS, INVOCATIONS, SANDBOXES, count},
+    maps::{ANSWERED, CONTEXTS, GO_PROBES, INVOCATIONS, SANDBOXES, count},
     pointer::Value,
 };
 
@@ -31,6 +31,8 @@ pub struct Sandbox {
     pub leftover: Atomic,
     /// When one last ended, ns.
     pub ended_ns: Atomic,
+    /// How many of the live ones are not known (see [`begin_unknown`]).
+    pub unknown: Atomic,
 }
 
 impl Sandbox {
@@ -46,6 +48,7 @@ impl Sandbox {
             handed_misses: Atomic::new(0),
             leftover: Atomic::new(0),
             ended_ns: Atomic::new(0),
+            unknown: Atomic::new(0),
         }
     }
 }
@@ -62,6 +65,10 @@ pub struct Invocation {
     pub start_ns: u64,
     /// 1 once a thread has read of its request. Before that it cannot have called.
     pub read: u64,
+    /// 1 if a runtime polled for it.
+    pub polled: u64,
+    /// In `ANSWERED`: calls since the response.
+    pub after: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -95,6 +102,14 @@ pub fn sandbox(id: u64) -> Option<Value<Sandbox>> {
 pub fn invocation(span: u64) -> Option<Value<Invocation>> {
     // SAFETY: a map look-up.
     unsafe { Value::new(INVOCATIONS.get_ptr_mut(span)?) }
+}
+
+/// The one invocation that has been live in a sandbox since it began.
+#[inline(always)]
+pub fn only(sandbox_id: u64) -> Option<Value<Invocation>> {
+    let sandbox = sandbox(sandbox_id)?;
+    let alone = if sandbox.live.load() == 1 { sandbox.spans.load() } else { 0 };
+    invocation(alone).filter(|only| only.start_ns > sandbox.overlap_ns.load() && only.sandbox == sandbox_id)
 }
 
 #[inline(always)]
@@ -135,14 +150,17 @@ pub fn begin(span: u64, invocation: &Invocation) -> (bool, u32) {
 /// Notes that an invocation has answered.
 #[inline(always)]
 pub fn end(span: u64, sandbox_id: u64, now: u64) {
-    if let Some(invocation) = invocation(span)
-        && invocation.inbound != 0
-    {
-        let key = ContextKey { sandbox: sandbox_id, parent: invocation.inbound };
-        if let Some(holders) = holders(key) {
-            holders.spans.xor(span);
-            if holders.count.add(u64::MAX) == 1 {
-                let _ = CONTEXTS.remove(key);
+    if let Some(invocation) = invocation(span) {
+        if GO_PROBES.load() != 0 {
+            let _ = ANSWERED.insert(span, &*invocation, 0);
+        }
+        if invocation.inbound != 0 {
+            let key = ContextKey { sandbox: sandbox_id, parent: invocation.inbound };
+            if let Some(holders) = holders(key) {
+                holders.spans.xor(span);
+                if holders.count.add(u64::MAX) == 1 {
+                    let _ = CONTEXTS.remove(key);
+                }
             }
         }
     }
@@ -159,6 +177,7 @@ pub fn end(span: u64, sandbox_id: u64, now: u64) {
 pub fn begin_unknown(sandbox_id: u64, now: u64) {
     if let Some(sandbox) = sandbox(sandbox_id) {
         sandbox.live.add(1);
+        sandbox.unknown.add(1);
         sandbox.overlap_ns.store(now);
     }
 }
@@ -167,6 +186,7 @@ pub fn begin_unknown(sandbox_id: u64, now: u64) {
 #[inline(always)]
 pub fn end_unknown(sandbox_id: u64) {
     if let Some(sandbox) = sandbox(sandbox_id) {
+        sandbox.unknown.add(u64::MAX);
         sandbox.live.add(u64::MAX);
     }
 }

@@ -1,9 +1,10 @@
 //! Which invocation a call belongs to (DESIGN.md, section 5), and the bookkeeping that it takes.
 //!
-//! [`live`] knows which invocations are live, [`thread`] what each thread works for, and [`trust`] how far the latter can
-//! be believed where threads serve many connections by turns. What has answered is no longer in `INVOCATIONS`: a thread
+//! [`live`] knows which invocations are live, [`thread`] what each thread works for, [`lineage`] what each goroutine does
+//! if probes tell it, and [`trust`] how far a thread can be believed that serves many connections by turns. What has answered is no longer in `INVOCATIONS`: a thread
 //! that remembers it remembers a key that is found no more, and can only say "after the response".
 
+mod lineage;
 mod live;
 mod thread;
 mod trust;
@@ -14,19 +15,24 @@ use tracer_ebpf::{
     traceparent::Context,
 };
 
-use self::{
-    live::forwarded,
-    thread::{entry, how, thread},
-};
 pub use self::{
-    live::{ContextKey, Holders, Invocation, Sandbox, begin, begin_unknown, end, end_unknown, invocation, sandbox},
+    lineage::{Persistent, Work, calls, meets, serves, started, starts, writes},
+    live::{
+        ContextKey, Holders, Invocation, Sandbox, begin, begin_unknown, end, end_unknown, invocation, only, sandbox,
+    },
     thread::{Futex, Goroutine, Thread, exits, forks, goroutine, reads_request, reads_response, wakes},
     trust::{answers, misses},
 };
+use self::{
+    lineage::{by_lineage, work},
+    live::forwarded,
+    thread::{entry, how, thread},
+};
 use crate::{
     kernel::{self, Task},
-    maps::COROUTINES,
+    maps::GO_PROBES,
     pointer::Value,
+    process,
 };
 
 /// The answer to "whose call is this?".
@@ -101,15 +107,12 @@ const LEFTOVER_NS: u64 = 1_000_000_000;
 pub fn attribute(parent: &mut Parent, sandbox_id: u64, task: Task, carried: Option<&Context>) {
     let carried = carried.map_or(ptr::null(), ptr::from_ref);
     *parent = Parent::NOBODY;
-    let pad = decide(parent, sandbox_id, task.tid, task.pid, carried);
-    // SAFETY: a field of what was passed in.
-    unsafe { (&raw mut parent.pad).write_volatile(pad as u8) };
+    parent.live = decide(parent, sandbox_id, task.tid, task.pid, carried);
 }
 
-/// Overwrites [`Parent::NOBODY`]. A function of its own, for the verifier: what follows a call is then looked at once, and
-/// not once for each rule. What it returns is [`Parent::pad`], and used: were it unused, or a constant, the compiler would
-/// leave in the register whatever is there, and the verifier would not have that ("cannot return stack pointer to the
-/// caller").
+/// Overwrites [`Parent::NOBODY`], and says how many invocations are live: where nobody uses what a function returns, the
+/// compiler leaves anything in its register, and the verifier lets no pointer to the stack out. A function of its own,
+/// for the verifier: what follows a call is then looked at once, and not once for each rule.
 #[inline(never)]
 extern "C" fn decide(parent: *mut Parent, sandbox_id: u64, tid: u32, pid: u32, carried: *const Context) -> u32 {
     let task = Task { tid, pid };
@@ -117,8 +120,7 @@ extern "C" fn decide(parent: *mut Parent, sandbox_id: u64, tid: u32, pid: u32, c
     let (parent, carried) = unsafe { (parent.as_mut(), carried.as_ref()) };
     let Some(parent) = parent else { return 0 };
     decide_for(parent, sandbox_id, task, carried);
-    // SAFETY: a field of what was passed in.
-    u32::from(unsafe { (&raw const parent.pad).read_volatile() })
+    parent.live
 }
 
 #[inline(always)]
@@ -135,6 +137,9 @@ fn decide_for(parent: &mut Parent, sandbox_id: u64, task: Task, carried: Option<
     {
         return;
     }
+    if GO_PROBES.load() != 0 && task.is_known() && by_lineage(parent, &sandbox, sandbox_id, task) {
+        return;
+    }
     let known = if task.is_known() { thread(task.tid) } else { None };
     let alone = if live == 1 { sandbox.spans.load() } else { 0 };
     if let Some(only) = invocation(alone)
@@ -143,21 +148,20 @@ fn decide_for(parent: &mut Parent, sandbox_id: u64, task: Task, carried: Option<
         && !known.as_ref().is_some_and(|known| is_elsewhere(known, &only, alone))
         && parent.is(Rule::Exclusive, &only, alone, sandbox_id)
     {
-        let left = sandbox.leftover.load() != 0;
-        // A loop's thread does whatever there is to do, also what was left.
-        let works_for_it =
-            known.as_ref().is_some_and(|known| known.context.span_id == alone && !(left && known.how == how::TURN));
-        let has_own_work = known.as_ref().is_some_and(|known| known.background == 1);
-        let ended = sandbox.ended_ns.load();
-        let quiet = !has_own_work && !left && (ended == 0 || only.start_ns.wrapping_sub(ended) > LEFTOVER_NS);
-        if !works_for_it && !quiet {
-            // What the one before has left running may have called. Nothing says so, but nothing says otherwise.
-            parent.flags = START_WEAK;
-            parent.trust = if has_own_work { trust::RATHER } else { trust::LIKELY };
-        }
+        doubt_alone(parent, &known, &only, sandbox.leftover.load() != 0, sandbox.ended_ns.load());
         return;
     }
     if !task.is_known() {
+        return;
+    }
+    if sandbox.unknown.load() == 0
+        && let Some(process) = process::process(task.pid)
+        && let Some(only) = invocation(process.works_for())
+        && only.start_ns > process.overlap_ns.load()
+        && !known.as_ref().is_some_and(|known| is_elsewhere(known, &only, process.works_for()))
+        && parent.is(Rule::Process, &only, process.works_for(), sandbox_id)
+    {
+        doubt_alone(parent, &known, &only, sandbox.leftover.load() != 0, process.ended_ns.load());
         return;
     }
     // Before its first invocation a sandbox sets itself up; a thread that calls then need not have work of its own.
@@ -176,6 +180,23 @@ fn decide_for(parent: &mut Parent, sandbox_id: u64, task: Task, carried: Option<
     if is_background {
         known.background = 1;
         sandbox.leftover.store(1);
+    }
+}
+
+/// `parent` is the one invocation that a sandbox, or a process, has worked for since it began. Where the one before it has
+/// `ended` only shortly before (ns, 0 for never), or something was left running already, what that one has left may have
+/// called. Nothing says so, but nothing says otherwise.
+#[inline(always)]
+fn doubt_alone(parent: &mut Parent, known: &Option<Value<Thread>>, only: &Invocation, left: bool, ended: u64) {
+    let alone = parent.context.span_id;
+    // A loop's thread does whatever there is to do, also what was left.
+    let works_for_it =
+        known.as_ref().is_some_and(|known| known.context.span_id == alone && !(left && known.how == how::TURN));
+    let has_own_work = known.as_ref().is_some_and(|known| known.background == 1);
+    let quiet = !has_own_work && !left && (ended == 0 || only.start_ns.wrapping_sub(ended) > LEFTOVER_NS);
+    if !works_for_it && !quiet {
+        parent.flags = START_WEAK;
+        parent.trust = if has_own_work { trust::RATHER } else { trust::LIKELY };
     }
 }
 
@@ -209,7 +230,7 @@ fn by_thread(
         _ => 0,
     };
     if g != 0
-        && let Some(span) = by_goroutine(task, g)
+        && let span = work(task.pid, g).span
         && let Some(own) = invocation(span)
         && parent.is(Rule::Coroutine, &own, span, sandbox_id)
     {
@@ -235,6 +256,8 @@ fn by_thread(
                 known.unused = 0;
             }
             how::WOKEN => trust::judge_handed(parent, sandbox, known.doubtful == 1),
+            how::MADE if known.made_by == how::TURN => trust::judge(parent, sandbox, known.doubtful == 1),
+            how::MADE if known.made_by == how::WOKEN => trust::judge_handed(parent, sandbox, known.doubtful == 1),
             _ => {}
         }
         return true;
@@ -260,14 +283,6 @@ fn by_thread(
         }
     }
     true
-}
-
-#[inline(always)]
-fn by_goroutine(task: Task, g: u64) -> Option<u64> {
-    let key = Goroutine { pid: u64::from(task.pid), g };
-    let span = COROUTINES.get_ptr(key)?;
-    // SAFETY: a map look-up gave it.
-    Some(unsafe { span.read_volatile() })
 }
 
 /// Who was at work when the socket connected explains the first request on it, if the sending thread tells nothing

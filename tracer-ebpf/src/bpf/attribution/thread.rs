@@ -3,12 +3,17 @@
 use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_probe_read_user};
 use tracer_ebpf::{counter::Counter, traceparent::Context};
 
-use super::{copy, live, trust};
+use super::{
+    copy,
+    lineage::{self, Work, by},
+    live, trust,
+};
 use crate::{
     atomic::Atomic,
     kernel::{self, Registers, Task, Typed},
     maps::{COROUTINES, LOCKS, THREAD_FILTER, THREAD_FILTER_SIZE, THREADS, count},
     pointer::Value,
+    process::process,
 };
 
 /// How a thread came by what it works for.
@@ -48,7 +53,9 @@ pub struct Thread {
     /// gets to work on them later, in an order that the kernel does not see. Or it was woken for one while at work for another.
     pub unused: u8,
     pub doubtful: u8,
-    pub pad: [u8; 3],
+    /// How the thread that made this one came by what it worked for: see [`how`].
+    pub made_by: u8,
+    pub pad: [u8; 2],
 }
 
 impl Thread {
@@ -61,7 +68,8 @@ impl Thread {
         after: 0,
         unused: 0,
         doubtful: 0,
-        pad: [0; 3],
+        made_by: how::NOTHING,
+        pad: [0; 2],
     };
 
     #[inline(always)]
@@ -172,16 +180,15 @@ pub fn reads_request(task: Task, g: u64, span: u64, sandbox: u64, dedicated: boo
     known.background = 0;
     if g != 0 {
         let key = Goroutine { pid: u64::from(task.pid), g };
-        let _ = COROUTINES.insert(key, span, 0);
+        let _ = COROUTINES.insert(key, Work { span, by: by::READING }, 0);
     }
 }
 
 /// Notes that `task` read of the response to a call that `parent` made (0: nobody knows who).
 #[inline(always)]
-pub fn reads_response(task: Task, g: u64, parent: u64, sandbox: u64) {
+pub fn reads_response(task: Task, parent: u64, sandbox: u64) {
     let Some(mut known) = entry(task) else { return };
     if known.how != how::NOTHING && known.context.span_id == parent {
-        known.goroutine = g;
         return;
     }
     if known.how == how::DEDICATED && known.is_live() {
@@ -189,7 +196,8 @@ pub fn reads_response(task: Task, g: u64, parent: u64, sandbox: u64) {
     }
     match live::invocation(parent) {
         Some(invocation) if invocation.sandbox == sandbox => {
-            works(&mut known, &invocation.context, sandbox, g, how::TURN);
+            // Go's responses are read by one goroutine and used by another.
+            works(&mut known, &invocation.context, sandbox, 0, how::TURN);
         }
         _ => known.forget(),
     }
@@ -221,16 +229,31 @@ fn hand(from: &mut Thread, to: &mut Thread, by: u8) {
 /// Notes that `child` was made by `parent`, the task that runs.
 #[inline(always)]
 pub fn forks(parent: Typed, child: Task) {
-    let Some(mut known) = thread(Task::of(parent).tid) else { return };
-    if known.how == how::NOTHING {
+    let by = Task::of(parent);
+    let known = thread(by.tid);
+    if known.is_none() && process(by.pid).is_none() {
         return;
     }
-    // Go's threads work for whoever comes along.
-    if kernel::registers(parent).is_some_and(|registers| goroutine(parent, registers) != 0) {
+    let g = kernel::registers(parent).map_or(0, |registers| goroutine(parent, registers));
+    if g != 0 {
+        // Go's threads work for whoever comes along. A process is made by a goroutine, whichever thread that runs on.
+        if by.pid != child.pid
+            && let Some(invocation) = live::invocation(lineage::work(by.pid, g).span)
+            && let Some(mut made) = entry(child)
+        {
+            works(&mut made, &invocation.context, invocation.sandbox, 0, how::MADE);
+        }
+        return;
+    }
+    let Some(mut known) = known else { return };
+    if known.how == how::NOTHING {
         return;
     }
     let Some(mut made) = entry(child) else { return };
     hand(&mut known, &mut made, how::MADE);
+    // What it was made for is no more certain than what its maker worked for.
+    made.made_by = if known.how == how::MADE { known.made_by } else { known.how };
+    made.doubtful = known.doubtful;
 }
 
 #[inline(always)]

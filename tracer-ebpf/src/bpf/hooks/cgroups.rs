@@ -3,6 +3,9 @@
 //! kernel/cgroup/cgroup.c, cgroup_mkdir: fires within the system call, before any process can be in the new cgroup. So
 //! a sandbox that appears while the agent runs is known before its first packet. System-wide: what is neither below a
 //! sandbox nor matches a pattern of `--cgroup` is passed over.
+//!
+//! Without `--cgroup` the patterns are those of container runtimes, and what matches is only a candidate: its start is
+//! told (see `births`), and user space makes it a sandbox if a function's platform shows in it.
 
 use aya_ebpf::{
     helpers::bpf_ktime_get_ns, helpers::generated::bpf_loop, macros::btf_tracepoint, programs::BtfTracePointContext,
@@ -17,8 +20,9 @@ use tracer_ebpf::{
 
 use crate::{
     attribution::Sandbox,
+    births,
     kernel::{self, Typed},
-    maps::{PATTERN_COUNT, PATTERNS, SANDBOXES, count},
+    maps::{DISCOVERS, PATTERN_COUNT, PATTERNS, SANDBOXES, count},
     pointer::Value,
     scratch::{self, Scratch},
 };
@@ -31,20 +35,26 @@ pub fn fn_mkdir(context: BtfTracePointContext) -> i32 {
         return 0;
     }
     let path = context.arg::<*const u8>(1);
-    let inherited = SANDBOXES.get_ptr(kernel::parent_cgroup_id(cgroup)).is_some();
-    if !inherited && PATTERN_COUNT.load() == 0 {
+    let parent = kernel::parent_cgroup_id(cgroup);
+    let inherited = SANDBOXES.get_ptr(parent).is_some();
+    // Where user space is to find the functions, what is in a container is as much a candidate as the container.
+    let discovers = DISCOVERS.load() != 0;
+    let candidate = discovers && births::is_known(parent);
+    if !inherited && !candidate && PATTERN_COUNT.load() == 0 {
         return 0;
     }
     let Some(mut scratch) = scratch::take() else { return 0 };
     // SAFETY: the helper has no arguments.
     scratch.now = unsafe { bpf_ktime_get_ns() };
     scratch.set_path(path);
-    if inherited || matches_any(&mut scratch) {
+    if inherited || candidate || matches_any(&mut scratch) {
         let id = kernel::cgroup_id(cgroup);
-        if SANDBOXES.insert(id, Sandbox::new(), 0).is_err() {
+        let selected = inherited || !discovers;
+        if selected && SANDBOXES.insert(id, Sandbox::new(), 0).is_err() {
             count(Counter::SandboxesFull);
         } else {
-            debug!(&context, "sandbox {} selected", id);
+            debug!(&context, "sandbox {} appeared", id);
+            births::begin(id);
             scratch.emit(Kind::SandboxBorn, id, 0);
         }
     }
@@ -57,7 +67,11 @@ pub fn fn_rmdir(context: BtfTracePointContext) -> i32 {
     // SAFETY: the tracepoint's argument, typed by BTF.
     let Some(cgroup) = (unsafe { Typed::new(context.arg::<*const u8>(0)) }) else { return 0 };
     let id = kernel::cgroup_id(cgroup);
-    if !kernel::is_cgroup2(cgroup) || SANDBOXES.remove(id).is_err() {
+    if !kernel::is_cgroup2(cgroup) {
+        return 0;
+    }
+    let was_candidate = births::end(id);
+    if SANDBOXES.remove(id).is_err() && !was_candidate {
         return 0;
     }
     let Some(mut scratch) = scratch::take() else { return 0 };

@@ -25,7 +25,7 @@ use crate::{
     kernel::{self, Task, TcpSock, Typed},
     maps::{SOCKETS, TAGGING, count, may_tag},
     pointer::Value,
-    scratch, stream,
+    runtime_api, scratch, stream,
 };
 
 #[sock_ops]
@@ -143,5 +143,6 @@ fn accepted(context: &SockOpsContext) {
     let sequence = connection.request.sequence;
     stream::run::<Kept, true>(Kept(early.as_ptr()), &mut scratch, &mut connection, 0, len, sequence);
     connection.request.sequence = connection.request.sequence.wrapping_add(len);
+    runtime_api::settle(&mut scratch, &mut connection);
     scratch::give_back(&scratch);
 }

@@ -2,7 +2,9 @@
 
 mod cgroups;
 mod connect;
+mod exec;
 mod existing;
+mod go;
 mod packets;
 mod read;
 mod send;

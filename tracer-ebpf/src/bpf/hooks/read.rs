@@ -1,15 +1,18 @@
 //! read: `tp_btf/tcp_rcv_space_adjust(sk)`.
 //!
 //! net/ipv4/tcp_input.c: called by tcp_recvmsg in the thread that reads, whichever system call it used, once bytes have
-//! been copied to it. "This thread now works for the invocation whose request it read", or whose call was answered.
+//! been copied to it. "This thread now works for the invocation whose request it read", be it that of a server's
+//! connection or the answer to a poll, or whose call was answered.
 
-use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
 
 use crate::{
     attribution,
     connection::{self, role},
+    exchange::NO_SPAN,
     kernel::{self, Sock, Task, Typed},
     maps::FLOOR,
+    process,
 };
 
 #[btf_tracepoint(function = "tcp_rcv_space_adjust")]
@@ -24,21 +27,32 @@ pub fn fn_read(context: BtfTracePointContext) -> i32 {
     let task = Task::of(current);
     let Some(registers) = kernel::registers(current) else { return 0 };
     let g = attribution::goroutine(current, registers);
-    if connection.role == role::CLIENT {
-        attribution::reads_response(task, g, connection.caller, connection.sandbox);
+    if g != 0 && registers.reads_a_byte() {
         return 0;
     }
-    if connection.role != role::SERVER || connection.open() == 0 {
+    let (serves, ordinal) = (connection.role == role::SERVER, connection.responses);
+    if connection.role == role::CLIENT && connection.polled_span == 0 {
+        attribution::reads_response(task, connection.caller, connection.sandbox);
         return 0;
     }
-    let ordinal = connection.responses;
-    let span = connection.span(ordinal).load();
-    if span == 0 {
+    let span = if !serves {
+        connection.polled_span
+    } else if connection.open() != 0 {
+        connection.span(ordinal).load()
+    } else {
+        0
+    };
+    if span == 0 || span == NO_SPAN {
         return 0;
     }
     connection.pid = task.pid;
     // SAFETY: typed by BTF.
     let blocking = unsafe { Typed::new(socket) }.is_some_and(|socket| Sock(socket).is_blocking());
     attribution::reads_request(task, g, span, connection.sandbox, blocking && registers.reads_patiently());
+    if serves {
+        // SAFETY: the helper has no arguments.
+        let now = unsafe { bpf_ktime_get_ns() };
+        process::reads(&mut connection, ordinal, task.pid, span, now);
+    }
     0
 }

@@ -30,6 +30,7 @@ use crate::{
     kernel::{TcpSock, Typed},
     maps::{FLOOR, SOCKETS, TAG_MAX_HEAD, TAGGER, TAGGING, count},
     pointer::Value,
+    runtime_api,
     scratch::{self, Scratch},
     stream::{self, Message, outcome},
 };
@@ -163,6 +164,7 @@ fn follow(message: *mut sk_msg_md, connection: &mut Value<Connection>, whole: u3
         return SK_PASS;
     };
     let verdict = look(message, &mut scratch, connection, whole);
+    runtime_api::settle(&mut scratch, connection);
     scratch::give_back(&scratch);
     verdict
 }
@@ -206,6 +208,10 @@ fn call(
     let head_end = scratch.window_at + scratch.cursor.at;
     let head_len = connection.request.flow.head_len;
     if !exchange::open(scratch, connection) {
+        return SK_PASS;
+    }
+    exchange::take_head(scratch, connection);
+    if runtime_api::takes(scratch, connection, sender.pid) {
         return SK_PASS;
     }
     exchange::attribute_call(scratch, connection, sender);

@@ -1,11 +1,14 @@
 //! state: `tp_btf/inet_sock_set_state(sk, oldstate, newstate)`.
 //!
 //! net/ipv4/af_inet.c, inet_sk_state_store; called by tcp_set_state, under the socket's lock. Tells of failed attempts to
-//! connect and of the end. Not `sock_ops`' STATE_CB, which a connection that is older than the agent cannot be made to
-//! call (before Linux 6.12). System-wide: what has no storage is passed over.
+//! connect, of the end, and of sockets that listen, which says when a new sandbox is ready. Not `sock_ops`' STATE_CB,
+//! which a connection that is older than the agent cannot be made to call (before Linux 6.12). System-wide: what has no
+//! storage is passed over.
 
 use aya_ebpf::{
-    bindings::{BPF_TCP_CLOSE, BPF_TCP_CLOSE_WAIT, BPF_TCP_FIN_WAIT1, BPF_TCP_LAST_ACK, BPF_TCP_SYN_SENT},
+    bindings::{
+        BPF_TCP_CLOSE, BPF_TCP_CLOSE_WAIT, BPF_TCP_FIN_WAIT1, BPF_TCP_LAST_ACK, BPF_TCP_LISTEN, BPF_TCP_SYN_SENT,
+    },
     helpers::{bpf_ktime_get_ns, generated::bpf_skc_to_tcp_sock},
     macros::btf_tracepoint,
     programs::BtfTracePointContext,
@@ -13,12 +16,13 @@ use aya_ebpf::{
 use tracer_ebpf::{http1::mode, record::Reason};
 
 use crate::{
+    births,
     connection::{self, Connection, role},
     exchange,
     kernel::{Sock, TcpSock, Typed},
     maps::FLOOR,
     pointer::Value,
-    scratch,
+    runtime_api, scratch,
 };
 
 #[btf_tracepoint(function = "inet_sock_set_state")]
@@ -28,6 +32,13 @@ pub fn fn_state(context: BtfTracePointContext) -> i32 {
     }
     let socket = context.arg::<*mut u8>(0);
     let (old, new) = (context.arg::<u32>(1), context.arg::<u32>(2));
+    if new == BPF_TCP_LISTEN {
+        // SAFETY: typed by BTF.
+        if let Some(socket) = unsafe { Typed::new(socket) } {
+            births::listens(Sock(socket).cgroup(), Sock(socket).local_port());
+        }
+        return 0;
+    }
     // SAFETY: the tracepoint's argument, a full socket.
     let Some(connection) = (unsafe { connection::get(socket.cast()) }) else { return 0 };
     // SAFETY: typed by BTF.
@@ -72,5 +83,6 @@ fn changes(mut connection: Value<Connection>, socket: *mut u8, old: u32, new: u3
         exchange::opaque_ends(&mut scratch, &mut connection);
         exchange::finish(&mut scratch, &mut connection, Reason::Closed, 0);
     }
+    runtime_api::settle(&mut scratch, &mut connection);
     scratch::give_back(&scratch);
 }

@@ -3,12 +3,13 @@
 //! kernel/fork.c, kernel_clone: fires in the parent, before the child runs, for processes and threads alike. Both are
 //! system-wide: a look-up of the thread in our own table comes before anything else.
 
-use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
 
 use crate::{
     attribution,
     kernel::{Task, Typed},
     maps::FLOOR,
+    process, runtime_api,
 };
 
 #[btf_tracepoint(function = "sched_process_fork")]
@@ -31,7 +32,13 @@ pub fn fn_exit(context: BtfTracePointContext) -> i32 {
     }
     // SAFETY: the tracepoint's argument, typed by BTF.
     if let Some(task) = unsafe { Typed::new(context.arg::<*const u8>(0)) } {
-        attribution::exits(Task::of(task));
+        let task = Task::of(task);
+        attribution::exits(task);
+        if task.tid == task.pid {
+            process::exits(task.pid);
+            // SAFETY: the helper has no arguments.
+            runtime_api::process_exits(task.pid, unsafe { bpf_ktime_get_ns() });
+        }
     }
     0
 }

@@ -25,9 +25,12 @@ pub fn invocation(function: &str, start: i64, us: u64, children: Vec<Node>) -> I
         first_byte_us: None,
         ended: true,
         cold: false,
+        cold_start: None,
+        resource: None,
         http: Some(http("POST", &format!("/{function}"), 200)),
         joined_by: Some(JoinedBy::Tag),
         error: None,
+        faas: None,
         children,
     }
 }

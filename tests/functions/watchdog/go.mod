@@ -1,0 +1,3 @@
+module fntrace/watchdog
+
+go 1.19
