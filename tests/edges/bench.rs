@@ -137,7 +137,7 @@ fn measure(
         Function::start_program(&slice, "callee", Ipv4Addr::LOCALHOST.into(), |address| Ok(runtimes::callee(address)))?;
     let function = match runtime.start {
         Start::Nginx => Function::nginx(&slice, &callee),
-        Start::Program(program) => {
+        Start::Program(program) | Start::Probed(program) => {
             Function::start_program(&slice, "function", Ipv4Addr::LOCALHOST.into(), |address| {
                 let mut command = program(address)?;
                 command.env("CALLEE", callee.url());
@@ -145,7 +145,11 @@ fn measure(
             })?
         }
     };
-    let agent = Agent::start_with(&slice, &["--tag", tag]);
+    let mut arguments = vec!["--tag", tag];
+    if let Start::Probed(_) = runtime.start {
+        arguments.push("--go-uprobes");
+    }
+    let agent = Agent::start_with(&slice, &arguments);
     let mut driven = Vec::new();
     for &shape in shapes {
         let failures = load::drive(&function, &format!("w{}", shape.name()), shape, WARM_UP_CONCURRENCY, WARM_UP);
@@ -235,5 +239,20 @@ pub fn bounded() {
         if row.concurrency == 1 {
             assert_eq!(row.score.right(), row.requests * row.shape.calls(), "{row:#?}");
         }
+    }
+}
+
+/// Go with its goroutines followed: every edge is right, also where they hand each other work, and after the answer.
+pub fn probed() {
+    let runtime = runtimes::ALL.iter().find(|runtime| matches!(runtime.start, Start::Probed(_))).unwrap();
+    let shapes = [Shape::Par, Shape::Pool, Shape::After];
+    let (driven, finished) = measure(runtime, &shapes, &[8], 200, "on").unwrap_or_else(|why| panic!("{why}"));
+    let rows = judge(driven, &finished);
+    table::head();
+    rows.iter().for_each(table::row);
+    for row in &rows {
+        assert!(row.notes.is_empty(), "{row:#?}");
+        let all = row.requests * row.shape.calls();
+        assert_eq!(row.score.rules.get("coroutine"), Some(&(all, 0)), "{row:#?}");
     }
 }

@@ -34,6 +34,12 @@ fn the_edges_are_right() {
     bench::bounded();
 }
 
+/// The same of the row that takes probes in the function.
+#[test]
+fn the_edges_of_probed_go_are_right() {
+    bench::probed();
+}
+
 /// The whole of it, as `cargo xtask edges` runs it.
 #[test]
 #[ignore = "started by cargo xtask edges"]

@@ -64,6 +64,8 @@ pub struct Runtime {
 pub enum Start {
     /// What is to be run, without PORT and CALLEE in its environment. It may say why it cannot be run here.
     Program(fn(SocketAddr) -> Result<Command, String>),
+    /// The same, and the agent has `--go-uprobes`.
+    Probed(fn(SocketAddr) -> Result<Command, String>),
     /// nginx, which passes each request on to the callee.
     Nginx,
 }
@@ -105,6 +107,11 @@ pub const ALL: &[Runtime] = &[
         name: "Go net/http",
         shapes: &[Seq, Par, Errgroup, Timer, Pool, Retry, Stream, Fresh, After],
         start: Start::Program(go),
+    },
+    Runtime {
+        name: "Go net/http, --go-uprobes",
+        shapes: &[Seq, Par, Errgroup, Timer, Pool, Retry, Stream, Fresh, After],
+        start: Start::Probed(go),
     },
     Runtime {
         name: "Java HttpServer, 64 threads, java.net.http",

@@ -24,6 +24,7 @@ use crate::{
     agent::Agent,
     faults,
     functions::{Function, Kind},
+    go,
     harness::{id, leaf, plan, seq, with},
     lambda, paths,
     sandbox::Slice,
@@ -50,6 +51,8 @@ fn is_seen_here(counter: Counter) -> bool {
         Counter::EnrolFailed | Counter::InvocationsFull | Counter::ThreadsFull => {
             elsewhere(faults::full_maps_harm_no_traffic_and_are_counted)
         }
+        Counter::GoCalls => elsewhere(go::every_call_of_concurrent_go_invocations_is_told_by_its_goroutine),
+        Counter::GoUnknown => elsewhere(go::a_goroutine_that_is_older_than_the_probes_is_counted_as_unknown),
         Counter::SandboxesFull => elsewhere(faults::a_sandbox_that_finds_no_room_is_not_traced_and_counted),
         Counter::RuntimeApi => elsewhere(lambda::what_awslambdaric_is_handed_is_an_invocation),
         Counter::PollsUnread => elsewhere(lambda::an_answer_whose_head_is_not_whole_is_counted),

@@ -77,7 +77,7 @@ impl Function {
                 ("node", command)
             }
             Kind::Go => {
-                let mut command = Command::new(prepared(cache.join("go/function")));
+                let mut command = Command::new(go_program());
                 command.env("HOST", address.ip().to_string());
                 ("go", command)
             }
@@ -183,6 +183,11 @@ impl Drop for Function {
             eprintln!("--- what {} said:\n{log}", self.name());
         }
     }
+}
+
+/// The function in Go.
+pub fn go_program() -> PathBuf {
+    prepared(source().join(".cache/go/function"))
 }
 
 pub fn source() -> PathBuf {

@@ -20,6 +20,7 @@ mod demo;
 mod discovery;
 mod faults;
 mod functions;
+mod go;
 mod harness;
 mod hostile;
 mod lambda;

@@ -28,6 +28,7 @@ pub fn of(options: &Options) -> Vec<(&'static str, Check)> {
         ("doctor", doctor),
         ("joined by tag, then SIGTERM", by_tag),
         ("joined by wire", by_wire),
+        ("with the probes for Go", with_go_probes),
         ("kill -9", kill),
         ("demo", demo),
         ("three capabilities", three_capabilities),
@@ -102,6 +103,16 @@ fn by_wire(_: &Options) -> String {
         shop.work(JoinedBy::Wire);
     }
     shop.assert_traced(agent, 3, JoinedBy::Wire);
+    String::new()
+}
+
+/// There is no Go program here: that this kernel takes the programs, and all else goes on as ever.
+fn with_go_probes(_: &Options) -> String {
+    let mut shop = Shop::open();
+    let agent = Agent::start_with(&shop.slice, &["--go-uprobes"]);
+    shop.work(JoinedBy::Tag);
+    shop.assert_traced(agent, 1, JoinedBy::Tag);
+    assert_detached();
     String::new()
 }
 

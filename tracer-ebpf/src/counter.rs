@@ -71,6 +71,11 @@ counters! {
     PollsUnread = "polls_unread",
     /// A message had more requests or chunks than one run of a program follows.
     TooLong = "too_long",
+    /// Calls of Go functions of which the probes (`--go-uprobes`) know the invocation.
+    GoCalls = "go_calls",
+    /// Calls of Go functions that the probes saw, by goroutines of which nobody knows for whom they work: they were there
+    /// before the probes, or nobody's request led to them.
+    GoUnknown = "go_unknown",
     /// A tag could be neither written nor taken out again; the send was refused (EACCES) rather than let through wrong.
     /// No test provokes it: it takes a kernel that lengthens a message and then will not shorten it. It stays because
     /// what is behind it may never happen unseen.

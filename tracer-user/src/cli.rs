@@ -135,6 +135,7 @@ async fn run_demo(args: &DemoArgs, mut output: Output) -> Result<()> {
             discover_below: String::new(),
             names: Vec::new(),
             output,
+            go_uprobes: false,
             floor: false,
             map_entries: Vec::new(),
         };

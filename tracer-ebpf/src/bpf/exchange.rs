@@ -144,7 +144,7 @@ pub fn invocation_begins(scratch: &mut Value<Scratch>, connection: &mut Value<Co
     let (context, inbound) = (start.context, start.parent);
     let now = scratch.now;
     scratch.invocation =
-        Invocation { sandbox: connection.sandbox, context, inbound, start_ns: now, read: 0, polled: 0 };
+        Invocation { sandbox: connection.sandbox, context, inbound, start_ns: now, read: 0, polled: 0, after: 0 };
     let (first, live) = attribution::begin(span, &scratch.invocation);
     if first {
         flags |= START_FIRST;
@@ -171,7 +171,9 @@ pub fn attribute_call(scratch: &mut Scratch, connection: &mut Value<Connection>,
     let carried = flow.tag == tag_state::VALID && !flow.is_doubtful();
     let carried_context = if carried { Some(&flow.context) } else { None };
     attribution::attribute(&mut scratch.parent, connection.sandbox, task, carried_context);
-    if connection.requests == 0 && connection.connect_parent != 0 {
+    // A goroutine of its own connects for net/http, and whoever comes first gets the connection.
+    let of_goroutine = connection.connect_rule == Rule::Coroutine as u8 && connection.connect_flags == 0;
+    if connection.requests == 0 && connection.connect_parent != 0 && !of_goroutine {
         let (span, flags, trust) = (connection.connect_parent, connection.connect_flags, connection.connect_trust);
         attribution::by_connect(&mut scratch.parent, connection.sandbox, span, flags, trust);
     }

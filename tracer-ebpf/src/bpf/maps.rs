@@ -16,7 +16,7 @@ use tracer_ebpf::{
 
 use crate::{
     atomic::Atomic,
-    attribution::{ContextKey, Futex, Goroutine, Holders, Invocation, Sandbox, Thread},
+    attribution::{ContextKey, Futex, Goroutine, Holders, Invocation, Persistent, Sandbox, Thread, Work},
     births::Birth,
     connection::Connection,
     pointer::Value,
@@ -64,9 +64,24 @@ pub static POLLED: HashMap<PolledKey, Polled, 131_072, ON_DEMAND> = HashMap::new
 /// Process id of a runtime that has asked for its first invocation → the last that it was handed.
 #[btf_map]
 pub static RUNTIMES: HashMap<u32, Polled, 65_536, ON_DEMAND> = HashMap::new();
-/// Goroutine → the span of the invocation whose request it read last. What is not used makes room.
+
+/// Goroutine → the invocation whose request it read last, or that the probes in Go programs know it to work for. What is
+/// not used makes room.
 #[btf_map]
-pub static COROUTINES: LruHashMap<Goroutine, u64, 65_536> = LruHashMap::new();
+pub static COROUTINES: LruHashMap<Goroutine, Work, 65_536> = LruHashMap::new();
+
+/// Connection of net/http's client → the span of the invocation that calls on it now. Like the next two, one element
+/// large unless there are probes in Go programs.
+#[btf_map]
+pub static CALLING: LruHashMap<Persistent, u64, 65_536> = LruHashMap::new();
+
+/// Thread id → the span for which it makes a goroutine, while it does.
+#[btf_map]
+pub static STARTING: LruHashMap<u32, u64, 16_384> = LruHashMap::new();
+
+/// Span id → invocation that has answered. What is not used makes room.
+#[btf_map]
+pub static ANSWERED: LruHashMap<u64, Invocation, 65_536> = LruHashMap::new();
 
 /// Futex → how often it has shown itself to be a lock. What is not used makes room.
 #[btf_map]
@@ -119,6 +134,9 @@ pub static TAG_MAX_HEAD: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static REPAIRED: Global<u32> = Global::new(0);
 
+/// Whether Go programs are probed; set by the loader.
+#[unsafe(no_mangle)]
+pub static GO_PROBES: Global<u32> = Global::new(0);
 /// 1 to make the programs that see traffic return at once: the floor that the bench compares with. Set by the loader, so
 /// that the verifier takes out what is behind it.
 #[unsafe(no_mangle)]

@@ -341,7 +341,7 @@ extern "C" fn invocation_begins(scratch: *mut Scratch, connection: *mut Connecti
     let (context, inbound) = (start.context, start.parent);
     let now = scratch.now;
     scratch.invocation =
-        Invocation { sandbox: connection.sandbox, context, inbound, start_ns: now, read: 0, polled: 1 };
+        Invocation { sandbox: connection.sandbox, context, inbound, start_ns: now, read: 0, polled: 1, after: 0 };
     let (first, live) = attribution::begin(span, &scratch.invocation);
     if first {
         flags |= START_FIRST;

@@ -140,7 +140,7 @@ impl Flow {
         if byte == b'\r' || is_blank(byte) {
             self.flags |= FOLDED;
             self.mode = mode::SKIP;
-            return Event::Step;
+            return self.pass_line(window, cursor);
         }
         let lower = word | LETTERS;
         if lower == TRACEPAR || lower == TRANSFER || (word | (LETTERS >> 8)) == CONTENT {
@@ -153,8 +153,9 @@ impl Flow {
         if available < 8 && newline(word) >= available {
             return Event::Drained;
         }
+        // In the same step: nearly every line of a head goes this way.
         self.mode = mode::SKIP;
-        Event::Step
+        self.pass_line(window, cursor)
     }
 
     #[inline(always)]

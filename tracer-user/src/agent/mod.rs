@@ -4,8 +4,10 @@
 //! detaches all of it.
 
 mod btf;
+mod go;
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::Read as _,
     net::IpAddr,
@@ -23,7 +25,7 @@ use aya::{
 };
 use tracer_ebpf::{counter::Counter, glob, record::Tag};
 
-use crate::cgroup;
+use crate::{cgroup, go::Id};
 
 /// What the kernel half logs.
 pub type Log = aya_log::EbpfLogger<&'static dyn log::Log>;
@@ -98,6 +100,8 @@ pub struct Plan {
     pub tag_max_head: u32,
     /// Whether enrolled sockets need the verdict program (the self-test says).
     pub verdict: bool,
+    /// Whether Go programs are probed.
+    pub go_uprobes: bool,
     /// Whether the programs that see traffic return at once: for the bench.
     pub floor: bool,
     /// Other sizes for maps, by name.
@@ -121,6 +125,8 @@ pub struct Agent {
     tags: PerCpuArray<MapData, u64>,
     /// Held for as long as calls are to be tagged: see the kernel half's `TAGGER`.
     tagger: ProgramArray<MapData>,
+    /// The Go programs that are probed.
+    probed: BTreeMap<Id, Vec<go::Link>>,
 }
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/fntrace-bpf"));
@@ -151,6 +157,13 @@ impl Agent {
         let (repaired, floor) = (u32::from(plan.verdict), u32::from(plan.floor));
         loader.override_global("FLOOR", &floor, true);
         loader.override_global("REPAIRED", &repaired, true);
+        let go_probes = u32::from(plan.go_uprobes);
+        loader.override_global("GO_PROBES", &go_probes, true);
+        if !plan.go_uprobes {
+            for name in go::MAPS {
+                loader.map_max_entries(name, 1);
+            }
+        }
         for (name, entries) in &plan.map_entries {
             loader.map_max_entries(name, *entries);
         }
@@ -170,7 +183,7 @@ impl Agent {
         let counters = PerCpuArray::try_from(map(&mut bpf, "COUNTERS")?)?;
         let tags = PerCpuArray::try_from(map(&mut bpf, "TAGS")?)?;
         let tagger = ProgramArray::try_from(map(&mut bpf, "TAGGER")?)?;
-        let mut agent = Self { bpf: Some(bpf), counters, tags, tagger };
+        let mut agent = Self { bpf: Some(bpf), counters, tags, tagger, probed: BTreeMap::new() };
         for (name, tracepoint) in [
             ("fn_mkdir", "cgroup_mkdir"),
             ("fn_rmdir", "cgroup_rmdir"),
@@ -196,6 +209,9 @@ impl Agent {
         for name in ["fn_ingress", "fn_egress"] {
             let program: &mut CgroupSkb = agent.program(name)?;
             program.load().with_context(|| format!("load {name}"))?;
+        }
+        if plan.go_uprobes {
+            agent.load_go()?;
         }
         Ok(agent)
     }
@@ -335,6 +351,11 @@ impl Agent {
             Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
             result => result.context("disarm fn_tag"),
         };
+        // Without the probes it would take what they said last for what is so.
+        if !self.probed.is_empty() {
+            let egress: &mut CgroupSkb = self.program("fn_egress")?;
+            egress.unload().context("detach fn_egress")?;
+        }
         self.bpf = None;
         disarmed
     }

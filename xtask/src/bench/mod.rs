@@ -5,13 +5,16 @@
 //! ratios to the untraced run of the same round, with their spread.
 
 mod agent;
+mod host;
 mod load;
 mod machine;
+mod otel;
 mod pair;
 mod programs;
 mod sandbox;
 mod table;
 mod traffic;
+mod user;
 
 use std::{
     path::{Path, PathBuf},
@@ -26,7 +29,7 @@ use crate::{command, setup};
 #[derive(Args, Debug)]
 pub struct BenchArgs {
     /// What to measure
-    #[arg(long = "part", value_enum, default_values_t = [Part::Traffic, Part::Programs])]
+    #[arg(long = "part", value_enum, default_values_t = [Part::Host, Part::User, Part::Programs, Part::Traffic])]
     parts: Vec<Part>,
     /// Between which servers
     #[arg(long = "pair", value_enum, default_values_t = [pair::Kind::Nginx, pair::Kind::Node, pair::Kind::Go])]
@@ -52,6 +55,10 @@ enum Part {
     Traffic,
     /// Each program of the kernel half: runs, ns per run, verified instructions
     Programs,
+    /// What those pay that are in no sandbox
+    Host,
+    /// The user half: assembly, memory, start-up, size
+    User,
 }
 
 /// Measures, and prints the results as Markdown.
@@ -72,14 +79,20 @@ pub fn bench(root: &Path, args: &BenchArgs) -> Result<()> {
     };
     println!("{}", machine::describe()?);
     for part in &args.parts {
-        for kind in &args.pairs {
-            match part {
-                Part::Traffic => {
-                    for cores in &args.cores {
-                        traffic::measure(root, &fntrace, *kind, *cores, args.rounds, args.seconds)?;
-                    }
+        match part {
+            Part::Host => host::measure(&fntrace, args.rounds)?,
+            Part::User => user::measure(root, &fntrace, args.rounds)?,
+            Part::Programs => {
+                for kind in &args.pairs {
+                    programs::measure(root, &fntrace, *kind, args.seconds)?;
                 }
-                Part::Programs => programs::measure(root, &fntrace, *kind, args.seconds)?,
+            }
+            Part::Traffic => {
+                for (kind, cores) in
+                    args.pairs.iter().flat_map(|kind| args.cores.iter().map(move |cores| (kind, cores)))
+                {
+                    traffic::measure(root, &fntrace, *kind, *cores, args.rounds, args.seconds)?;
+                }
             }
         }
     }

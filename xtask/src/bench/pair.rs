@@ -34,6 +34,7 @@ impl Kind {
 /// A running pair. Both end when it is dropped.
 pub struct Pair {
     children: Vec<Child>,
+    environment: Vec<(String, String)>,
     files: PathBuf,
     front: u16,
 }
@@ -42,10 +43,22 @@ impl Pair {
     /// Starts both on the processors that `cpus` names, and waits until they listen. No request is made: the first
     /// connection between the two is to come under the agent's eyes.
     pub fn start(root: &Path, slice: &Slice, kind: Kind, cpus: &str) -> Result<Self> {
+        Self::start_with(root, slice, kind, cpus, &[])
+    }
+
+    /// The same with more in their environment.
+    pub fn start_with(
+        root: &Path,
+        slice: &Slice,
+        kind: Kind,
+        cpus: &str,
+        environment: &[(&str, String)],
+    ) -> Result<Self> {
         let files = std::env::temp_dir().join(format!("fntrace-bench-{}", std::process::id()));
         fs::create_dir_all(&files).with_context(|| format!("make {}", files.display()))?;
         let (front, back) = (free_port()?, free_port()?);
-        let mut pair = Self { children: Vec::new(), files, front };
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        let mut pair = Self { children: Vec::new(), environment, files, front };
         pair.server(root, slice, kind, cpus, "back", back, None)?;
         pair.server(root, slice, kind, cpus, "front", front, Some(back))?;
         for port in [back, front] {
@@ -100,6 +113,7 @@ impl Pair {
             }
         }
         command.env("PORT", port.to_string()).env("NODE_ENV", "production").stdin(Stdio::null()).stdout(Stdio::null());
+        command.env("OTEL_SERVICE_NAME", name).envs(self.environment.iter().cloned());
         if let Some(upstream) = upstream {
             command.env("UPSTREAM", upstream.to_string());
         }

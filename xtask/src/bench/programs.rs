@@ -13,14 +13,14 @@ use super::{
 };
 
 /// The kernel's switch. Counting costs some 20 ns a run, so it is on for this part only.
-struct Counting {
+pub struct Counting {
     before: String,
 }
 
 const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
 
 impl Counting {
-    fn on() -> Result<Self> {
+    pub fn on() -> Result<Self> {
         let before = fs::read_to_string(SWITCH).with_context(|| format!("read {SWITCH}"))?;
         fs::write(SWITCH, "1").with_context(|| format!("write {SWITCH}"))?;
         Ok(Self { before })
@@ -34,14 +34,14 @@ impl Drop for Counting {
 }
 
 #[derive(Clone, Copy, Default)]
-struct Program {
-    runs: u64,
-    ns: u64,
+pub struct Program {
+    pub runs: u64,
+    pub ns: u64,
     instructions: u64,
 }
 
 /// The programs that a process holds, by name.
-fn programs(pid: u32) -> Result<BTreeMap<String, Program>> {
+pub fn programs(pid: u32) -> Result<BTreeMap<String, Program>> {
     let mut names = BTreeMap::new();
     for program in loaded_programs().flatten() {
         if let Some(name) = program.name_as_str() {

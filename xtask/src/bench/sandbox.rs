@@ -37,12 +37,18 @@ impl Slice {
         format!("/{}", self.name)
     }
 
-    /// Starts a program in a sandbox of its own.
-    pub fn spawn(&self, sandbox: &str, command: &mut Command) -> Result<Child> {
+    /// Makes a sandbox, if it is not there.
+    pub fn make(&self, sandbox: &str) -> Result<PathBuf> {
         let path = self.path.join(sandbox);
         if !path.exists() {
             fs::create_dir(&path).with_context(|| format!("make the cgroup {}", path.display()))?;
         }
+        Ok(path)
+    }
+
+    /// Starts a program in a sandbox of its own.
+    pub fn spawn(&self, sandbox: &str, command: &mut Command) -> Result<Child> {
+        let path = self.make(sandbox)?;
         let procs = path.join("cgroup.procs");
         let mut procs = OpenOptions::new().write(true).open(&procs).with_context(|| format!("open {procs:?}"))?;
         // SAFETY: runs between fork and exec: one write(2) to a descriptor opened before, no allocation.

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::{
     agent::Agent,
     load::load,
+    otel::Collector,
     pair::{Kind, Pair},
     sandbox::Slice,
     table::Spread,
@@ -20,13 +21,23 @@ enum Mode {
     /// The programs return at once, on the hooks of observing.
     Floor,
     Observing,
-    /// The same with enrolled sockets and what repairs them: what the kernel takes for being able to tag.
+    /// With enrolled sockets and what repairs them: what the kernel takes for being able to tag.
     TagFloor,
     Tagging,
+    /// One path in a hundred is recorded; the tags of the others say that they are not.
+    Sampling,
+    /// OpenTelemetry's auto-instrumentation inside the functions, instead of the agent.
+    OpenTelemetry,
 }
 
 impl Mode {
-    const ALL: [Self; 5] = [Self::Untraced, Self::Floor, Self::Observing, Self::TagFloor, Self::Tagging];
+    fn all(kind: Kind) -> Vec<Self> {
+        let mut all = vec![Self::Untraced, Self::Floor, Self::Observing, Self::TagFloor, Self::Tagging, Self::Sampling];
+        if kind == Kind::Node {
+            all.push(Self::OpenTelemetry);
+        }
+        all
+    }
 
     fn name(self) -> &'static str {
         match self {
@@ -35,16 +46,19 @@ impl Mode {
             Self::Observing => "observing",
             Self::TagFloor => "floor, sockets enrolled",
             Self::Tagging => "tagging all",
+            Self::Sampling => "recording 1 %",
+            Self::OpenTelemetry => "OpenTelemetry instead",
         }
     }
 
     fn arguments(self) -> Option<&'static [&'static str]> {
         match self {
-            Self::Untraced => None,
+            Self::Untraced | Self::OpenTelemetry => None,
             Self::Floor => Some(&["--tag", "off", "--floor"]),
             Self::Observing => Some(&["--tag", "off"]),
             Self::TagFloor => Some(&["--tag", "on", "--floor"]),
             Self::Tagging => Some(&["--tag", "on"]),
+            Self::Sampling => Some(&["--tag", "on", "--sample", "0.01"]),
         }
     }
 
@@ -52,7 +66,7 @@ impl Mode {
     fn check(self, stats: &Value, requests: u64) -> Result<()> {
         let calls = |tag: &str| stats["kernel_tags"][tag].as_u64().unwrap_or(0);
         let seen = match self {
-            Self::Untraced => return Ok(()),
+            Self::Untraced | Self::OpenTelemetry => return Ok(()),
             Self::Floor | Self::TagFloor => {
                 let records = stats["kernel"]["records"].as_u64().context("no count of records")?;
                 ensure!(records < 100, "the floor made {records} records");
@@ -60,6 +74,11 @@ impl Mode {
             }
             Self::Observing => calls("off"),
             Self::Tagging => calls("injected"),
+            Self::Sampling => {
+                let paths = stats["paths"].as_u64().context("no count of paths")?;
+                ensure!(paths > 0 && paths < requests / 20, "1 %: {paths} paths of {requests} requests");
+                calls("injected")
+            }
         };
         ensure!(seen * 100 >= requests * 99, "{}: {seen} of {requests} calls: {stats}", self.name());
         Ok(())
@@ -84,14 +103,15 @@ struct Figures {
 pub fn measure(root: &Path, fntrace: &Path, kind: Kind, cores: u8, rounds: u32, seconds: u32) -> Result<()> {
     let (cpus, agents) = if cores == 1 { ("0", "1") } else { ("0,1", "0,1") };
     let slice = Slice::new()?;
-    let mut figures: Vec<Vec<Figures>> = Mode::ALL.iter().map(|_| Vec::new()).collect();
+    let modes = Mode::all(kind);
+    let mut figures: Vec<Vec<Figures>> = modes.iter().map(|_| Vec::new()).collect();
     for round in 0..rounds {
-        for (index, mode) in Mode::ALL.into_iter().enumerate() {
+        for (index, mode) in modes.iter().copied().enumerate() {
             let one = run(root, fntrace, &slice, kind, mode, cpus, agents, seconds);
             figures[index].push(one.with_context(|| format!("{} {}, round {round}", kind.name(), mode.name()))?);
         }
     }
-    print(kind, cores, rounds, &figures);
+    print(kind, &modes, cores, rounds, &figures);
     Ok(())
 }
 
@@ -108,14 +128,19 @@ fn run(
 ) -> Result<Figures> {
     let agent =
         mode.arguments().map(|arguments| Agent::start(fntrace, &slice.argument(), agents, arguments)).transpose()?;
+    let collector = if mode == Mode::OpenTelemetry { Some(Collector::start(root)?) } else { None };
+    let environment = collector.as_ref().map_or(Vec::new(), Collector::environment);
     // After the agent, so that it sees their connections begin.
-    let pair = Pair::start(root, slice, kind, cpus)?;
+    let pair = Pair::start_with(root, slice, kind, cpus, &environment)?;
     load(&pair.url(), 1, cpus).context("warm up")?;
     let cpu = |agent: &Option<Agent>| agent.as_ref().map_or(Ok(0), Agent::cpu_us);
     let (servers_before, agent_before) = (slice.cpu_us()?, cpu(&agent)?);
     let load = load(&pair.url(), seconds, cpus)?;
     let (servers_after, agent_after) = (slice.cpu_us()?, cpu(&agent)?);
     drop(pair);
+    if let Some(collector) = collector {
+        collector.stop()?;
+    }
     let mut lost = 0.0;
     if let Some(agent) = agent {
         let stats = agent.stop()?;
@@ -134,7 +159,7 @@ fn run(
     })
 }
 
-fn print(kind: Kind, cores: u8, rounds: u32, figures: &[Vec<Figures>]) {
+fn print(kind: Kind, modes: &[Mode], cores: u8, rounds: u32, figures: &[Vec<Figures>]) {
     let untraced = &figures[0];
     let ratio = |mode: &[Figures], of: fn(&Figures) -> f64| {
         Spread::of(mode.iter().zip(untraced).map(|(one, base)| of(one) / of(base)).collect())
@@ -153,7 +178,7 @@ fn print(kind: Kind, cores: u8, rounds: u32, figures: &[Vec<Figures>]) {
     );
     println!("| mode | throughput | p50 | p99 | servers' CPU | agent's CPU, µs per request | records lost |");
     println!("|---|---|---|---|---|---|---|");
-    for (mode, figures) in Mode::ALL.into_iter().zip(figures).skip(1) {
+    for (mode, figures) in modes.iter().zip(figures).skip(1) {
         println!(
             "| {} | {} | {} | {} | {} | {} | {:.1} % |",
             mode.name(),

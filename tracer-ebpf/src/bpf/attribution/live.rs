@@ -5,7 +5,7 @@ use tracer_ebpf::{counter::Counter, traceparent::Context};
 
 use crate::{
     atomic::Atomic,
-    maps::{CONTEXTS, INVOCATIONS, SANDBOXES, count},
+    maps::{ANSWERED, CONTEXTS, GO_PROBES, INVOCATIONS, SANDBOXES, count},
     pointer::Value,
 };
 
@@ -67,6 +67,8 @@ pub struct Invocation {
     pub read: u64,
     /// 1 if a runtime polled for it.
     pub polled: u64,
+    /// In `ANSWERED`: calls since the response.
+    pub after: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -148,14 +150,17 @@ pub fn begin(span: u64, invocation: &Invocation) -> (bool, u32) {
 /// Notes that an invocation has answered.
 #[inline(always)]
 pub fn end(span: u64, sandbox_id: u64, now: u64) {
-    if let Some(invocation) = invocation(span)
-        && invocation.inbound != 0
-    {
-        let key = ContextKey { sandbox: sandbox_id, parent: invocation.inbound };
-        if let Some(holders) = holders(key) {
-            holders.spans.xor(span);
-            if holders.count.add(u64::MAX) == 1 {
-                let _ = CONTEXTS.remove(key);
+    if let Some(invocation) = invocation(span) {
+        if GO_PROBES.load() != 0 {
+            let _ = ANSWERED.insert(span, &*invocation, 0);
+        }
+        if invocation.inbound != 0 {
+            let key = ContextKey { sandbox: sandbox_id, parent: invocation.inbound };
+            if let Some(holders) = holders(key) {
+                holders.spans.xor(span);
+                if holders.count.add(u64::MAX) == 1 {
+                    let _ = CONTEXTS.remove(key);
+                }
             }
         }
     }

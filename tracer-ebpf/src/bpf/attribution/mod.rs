@@ -1,9 +1,10 @@
 //! Which invocation a call belongs to (DESIGN.md, section 5), and the bookkeeping that it takes.
 //!
-//! [`live`] knows which invocations are live, [`thread`] what each thread works for, and [`trust`] how far the latter can
-//! be believed where threads serve many connections by turns. What has answered is no longer in `INVOCATIONS`: a thread
+//! [`live`] knows which invocations are live, [`thread`] what each thread works for, [`lineage`] what each goroutine does
+//! if probes tell it, and [`trust`] how far a thread can be believed that serves many connections by turns. What has answered is no longer in `INVOCATIONS`: a thread
 //! that remembers it remembers a key that is found no more, and can only say "after the response".
 
+mod lineage;
 mod live;
 mod thread;
 mod trust;
@@ -14,20 +15,22 @@ use tracer_ebpf::{
     traceparent::Context,
 };
 
-use self::{
-    live::forwarded,
-    thread::{entry, how, thread},
-};
 pub use self::{
+    lineage::{Persistent, Work, calls, meets, serves, started, starts, writes},
     live::{
         ContextKey, Holders, Invocation, Sandbox, begin, begin_unknown, end, end_unknown, invocation, only, sandbox,
     },
     thread::{Futex, Goroutine, Thread, exits, forks, goroutine, reads_request, reads_response, wakes},
     trust::{answers, misses},
 };
+use self::{
+    lineage::{by_lineage, work},
+    live::forwarded,
+    thread::{entry, how, thread},
+};
 use crate::{
     kernel::{self, Task},
-    maps::COROUTINES,
+    maps::GO_PROBES,
     pointer::Value,
     process,
 };
@@ -134,6 +137,9 @@ fn decide_for(parent: &mut Parent, sandbox_id: u64, task: Task, carried: Option<
     {
         return;
     }
+    if GO_PROBES.load() != 0 && task.is_known() && by_lineage(parent, &sandbox, sandbox_id, task) {
+        return;
+    }
     let known = if task.is_known() { thread(task.tid) } else { None };
     let alone = if live == 1 { sandbox.spans.load() } else { 0 };
     if let Some(only) = invocation(alone)
@@ -224,7 +230,7 @@ fn by_thread(
         _ => 0,
     };
     if g != 0
-        && let Some(span) = by_goroutine(task, g)
+        && let span = work(task.pid, g).span
         && let Some(own) = invocation(span)
         && parent.is(Rule::Coroutine, &own, span, sandbox_id)
     {
@@ -277,14 +283,6 @@ fn by_thread(
         }
     }
     true
-}
-
-#[inline(always)]
-fn by_goroutine(task: Task, g: u64) -> Option<u64> {
-    let key = Goroutine { pid: u64::from(task.pid), g };
-    let span = COROUTINES.get_ptr(key)?;
-    // SAFETY: a map look-up gave it.
-    Some(unsafe { span.read_volatile() })
 }
 
 /// Who was at work when the socket connected explains the first request on it, if the sending thread tells nothing

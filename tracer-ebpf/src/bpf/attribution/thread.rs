@@ -3,7 +3,11 @@
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use tracer_ebpf::{counter::Counter, traceparent::Context};
 
-use super::{copy, live, trust};
+use super::{
+    copy,
+    lineage::{self, Work, by},
+    live, trust,
+};
 use crate::{
     kernel::{self, Registers, Task, Typed},
     maps::{COROUTINES, LOCKS, THREADS, count},
@@ -158,7 +162,7 @@ pub fn reads_request(task: Task, g: u64, span: u64, sandbox: u64, dedicated: boo
     known.background = 0;
     if g != 0 {
         let key = Goroutine { pid: u64::from(task.pid), g };
-        let _ = COROUTINES.insert(key, span, 0);
+        let _ = COROUTINES.insert(key, Work { span, by: by::READING }, 0);
     }
 }
 
@@ -216,7 +220,7 @@ pub fn forks(parent: Typed, child: Task) {
     if g != 0 {
         // Go's threads work for whoever comes along. A process is made by a goroutine, whichever thread that runs on.
         if by.pid != child.pid
-            && let Some(invocation) = super::by_goroutine(by, g).and_then(live::invocation)
+            && let Some(invocation) = live::invocation(lineage::work(by.pid, g).span)
             && let Some(mut made) = entry(child)
         {
             works(&mut made, &invocation.context, invocation.sandbox, 0, how::MADE);

@@ -4,6 +4,7 @@ mod cgroups;
 mod connect;
 mod exec;
 mod existing;
+mod go;
 mod packets;
 mod read;
 mod send;

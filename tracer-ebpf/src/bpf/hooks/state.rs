@@ -20,12 +20,16 @@ use crate::{
     connection::{self, Connection, role},
     exchange,
     kernel::{Sock, TcpSock, Typed},
+    maps::FLOOR,
     pointer::Value,
     runtime_api, scratch,
 };
 
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn fn_state(context: BtfTracePointContext) -> i32 {
+    if FLOOR.load() != 0 {
+        return 0;
+    }
     let socket = context.arg::<*mut u8>(0);
     let (old, new) = (context.arg::<u32>(1), context.arg::<u32>(2));
     if new == BPF_TCP_LISTEN {

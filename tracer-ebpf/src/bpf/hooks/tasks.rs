@@ -8,11 +8,15 @@ use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfT
 use crate::{
     attribution,
     kernel::{Task, Typed},
+    maps::FLOOR,
     process, runtime_api,
 };
 
 #[btf_tracepoint(function = "sched_process_fork")]
 pub fn fn_fork(context: BtfTracePointContext) -> i32 {
+    if FLOOR.load() != 0 {
+        return 0;
+    }
     // SAFETY: the tracepoint's arguments, typed by BTF.
     let (parent, child) = unsafe { (Typed::new(context.arg::<*const u8>(0)), Typed::new(context.arg::<*const u8>(1))) };
     if let (Some(parent), Some(child)) = (parent, child) {
@@ -23,6 +27,9 @@ pub fn fn_fork(context: BtfTracePointContext) -> i32 {
 
 #[btf_tracepoint(function = "sched_process_exit")]
 pub fn fn_exit(context: BtfTracePointContext) -> i32 {
+    if FLOOR.load() != 0 {
+        return 0;
+    }
     // SAFETY: the tracepoint's argument, typed by BTF.
     if let Some(task) = unsafe { Typed::new(context.arg::<*const u8>(0)) } {
         let task = Task::of(task);

@@ -1,0 +1,103 @@
+//! What a user would take instead: OpenTelemetry's auto-instrumentation for Node.js, and a collector that throws away
+//! what it gets.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+/// As of November 2026.
+const PACKAGES: [&str; 2] = ["@opentelemetry/api@1.9.1", "@opentelemetry/auto-instrumentations-node@0.81.2"];
+
+/// Takes OTLP over HTTP on loopback.
+pub struct Collector {
+    port: u16,
+    modules: PathBuf,
+    bytes: Arc<AtomicU64>,
+}
+
+impl Collector {
+    /// Starts it; installs the packages on the first time.
+    pub fn start(root: &Path) -> Result<Self> {
+        let directory = root.join("target/bench-opentelemetry");
+        let modules = directory.join("node_modules");
+        if !modules.join("@opentelemetry/auto-instrumentations-node").exists() {
+            fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
+            crate::command::run(
+                Command::new("npm")
+                    .args(["install", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel", "error", "--prefix"])
+                    .arg(&directory)
+                    .args(PACKAGES),
+            )?;
+        }
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listen on loopback")?;
+        let port = listener.local_addr()?.port();
+        let bytes = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&bytes);
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let counter = Arc::clone(&counter);
+                thread::spawn(move || {
+                    // A client that goes away ends it.
+                    let _ = swallow(stream, &counter);
+                });
+            }
+        });
+        Ok(Self { port, modules, bytes })
+    }
+
+    /// What makes Node.js instrument itself and send here, all else as it is by default.
+    pub fn environment(&self) -> Vec<(&'static str, String)> {
+        let register = self.modules.join("@opentelemetry/auto-instrumentations-node/register");
+        vec![
+            ("NODE_OPTIONS", format!("--require {}", register.display())),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://127.0.0.1:{}", self.port)),
+            // Traces only, as the agent's.
+            ("OTEL_METRICS_EXPORTER", "none".to_owned()),
+            ("OTEL_LOGS_EXPORTER", "none".to_owned()),
+        ]
+    }
+
+    /// Whether anything came.
+    pub fn stop(self) -> Result<()> {
+        ensure!(self.bytes.load(Ordering::Relaxed) > 0, "the instrumentation exported nothing");
+        Ok(())
+    }
+}
+
+fn swallow(stream: TcpStream, counter: &AtomicU64) -> std::io::Result<()> {
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    let mut reader = BufReader::new(stream);
+    let mut body = Vec::new();
+    loop {
+        let mut length = 0;
+        loop {
+            let mut line = String::new();
+            if reader.read_line(&mut line)? == 0 {
+                return Ok(());
+            }
+            let line = line.trim_end().to_ascii_lowercase();
+            if line.is_empty() {
+                break;
+            }
+            if let Some(value) = line.strip_prefix("content-length:") {
+                length = value.trim().parse().unwrap_or(0);
+            }
+        }
+        body.resize(length, 0);
+        reader.read_exact(&mut body)?;
+        counter.fetch_add(length as u64, Ordering::Relaxed);
+        reader.get_mut().write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")?;
+    }
+}
