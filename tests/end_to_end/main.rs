@@ -26,6 +26,7 @@ mod hostile;
 mod lambda;
 mod leaving;
 mod life;
+mod loops;
 mod namespaces;
 mod paths;
 mod sandbox;
