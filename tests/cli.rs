@@ -52,7 +52,7 @@ fn every_flag_of_run_is_explained() {
 #[test]
 fn a_wrong_command_line_is_a_usage_error() {
     for arguments in [
-        &["run"][..],
+        &["run", "--cgroup"][..],
         &["run", "--cgroup", "/x", "--tag-to", "10.0.0.0/40"],
         &["run", "--cgroup", "/x", "--settle", "soon"],
         &["run", "--cgroup", "/x", "--stats-every", "1ms"],

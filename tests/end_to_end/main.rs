@@ -27,6 +27,7 @@ mod hostile;
 mod lambda;
 mod leaving;
 mod life;
+mod loops;
 mod namespaces;
 mod paths;
 mod sandbox;

@@ -8,7 +8,10 @@ use std::{
     process::Command,
 };
 
-use crate::command::{self, answers, find, run};
+use crate::{
+    command::{self, answers, find, run},
+    golang,
+};
 use anyhow::{Context as _, Result, ensure};
 
 /// Installs and builds everything that the test functions need; what is up to date is left as it is.
@@ -162,14 +165,16 @@ fn node(source: &Path, cache: &Path, builds: bool) -> Result<()> {
 /// A binary of each package, in the module whose `go.mod` is in `source`.
 fn go(source: &Path, inputs: &[&str], packages: &[(&str, &str)], cache: &Path) -> Result<()> {
     let files: Vec<_> = ["go.mod"].iter().chain(inputs).map(|name| source.join(name)).collect();
-    let stamp = Stamp::new(cache, &["go", "version"], &files.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
+    let program = golang::program()?;
+    let version = [program.to_str().context("go's path is not UTF-8")?, "version"];
+    let stamp = Stamp::new(cache, &version, &files.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
     if stamp.is_fresh() {
         return Ok(());
     }
     eprintln!("xtask: functions in Go, into {}", cache.display());
     stamp.clear()?;
     for (package, binary) in packages {
-        run(Command::new("go")
+        run(Command::new(&program)
             // Without -buildvcs=false the build fails where git does not trust the owner of the work tree.
             .args(["build", "-trimpath", "-buildvcs=false", "-o"])
             .arg(cache.join(binary))

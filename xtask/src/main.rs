@@ -13,6 +13,7 @@ mod command;
 mod edges;
 mod functions;
 mod fuzz;
+mod golang;
 mod setup;
 mod test;
 mod vm;
