@@ -51,6 +51,10 @@ pub enum Kind {
     SandboxExec = 16,
     /// A socket of a sandbox whose birth was seen began to listen; only the first few are told. Fixed part: [`Listen`].
     SandboxListens = 17,
+    /// A thread read of the response to a call of which it is not certain who made it. Fixed part: [`Read`].
+    ResponseRead = 18,
+    /// A thread that made such calls woke one that serves an invocation. Fixed part: [`HandBack`].
+    HandBack = 19,
 }
 
 impl Kind {
@@ -68,6 +72,8 @@ impl Kind {
             9 => Self::RuntimeReport,
             16 => Self::SandboxExec,
             17 => Self::SandboxListens,
+            18 => Self::ResponseRead,
+            19 => Self::HandBack,
             _ => return None,
         })
     }
@@ -313,7 +319,14 @@ pub struct Start {
     /// With [`START_WEAK`]: how likely the parent is the right one, of 255.
     pub trust: u8,
     #[doc(hidden)]
-    pub pad: [u8; 7],
+    pub pad: [u8; 3],
+    /// Calls only: the thread that sent it; 0 if the hook could not tell.
+    pub tid: u32,
+    /// Calls only: of the first on its connection, how long before the process had begun to connect, in ns (at most that
+    /// of four seconds); else 0.
+    pub connecting_ns: u32,
+    #[doc(hidden)]
+    pub pad2: u32,
 }
 
 /// The response to a [`Start`], matched by `conn` and `sequence`.
@@ -338,6 +351,12 @@ pub struct End {
     pub errno: u32,
     /// Calls only: the smoothed round-trip time in µs; 0 if the kernel has not measured one.
     pub rtt_us: u32,
+    /// Invocations only: when the request was read last, CLOCK_MONOTONIC in ns; 0 if that was not seen.
+    pub read_ns: u64,
+    /// The thread that read it.
+    pub read_tid: u32,
+    #[doc(hidden)]
+    pub pad: u32,
 }
 
 /// What a [`Report`] says.
@@ -361,7 +380,7 @@ pub struct Report {
     /// When the runtime's process began, CLOCK_MONOTONIC in ns.
     pub began_ns: u64,
     #[doc(hidden)]
-    pub pad: [u64; 11],
+    pub pad: [u64; 12],
 }
 
 // The tail lies behind the longest fixed part there is.
@@ -376,11 +395,39 @@ pub struct Listen {
     pub pad: [u8; 6],
 }
 
+/// A response was read, or its beginning, or its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Read {
+    /// The call's span.
+    pub span: u64,
+    /// The thread that read.
+    pub tid: u32,
+    /// 1 if all of the response has come in.
+    pub whole: u32,
+}
+
+/// A thread wakes another one of its process, which serves an invocation and waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct HandBack {
+    /// The invocation.
+    pub span: u64,
+    /// The address of the futex that it waited for.
+    pub futex: u64,
+    /// The thread that wakes.
+    pub tid: u32,
+    /// The thread that is woken.
+    pub wakes: u32,
+}
+
 const _: () = assert!(size_of::<Header>() == 24);
+const _: () = assert!(size_of::<Read>() == 16);
+const _: () = assert!(size_of::<HandBack>() == 24);
 const _: () = assert!(size_of::<Listen>() == 8);
 const _: () = assert!(size_of::<Wire>() == 48);
-const _: () = assert!(size_of::<Start>() == 8 + 32 + 8 + 48 + 16);
-const _: () = assert!(size_of::<End>() == 40);
+const _: () = assert!(size_of::<Start>() == 8 + 32 + 8 + 48 + 24);
+const _: () = assert!(size_of::<End>() == 56);
 
 /// A record as user space reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -416,6 +463,10 @@ pub enum Body<'a> {
     SandboxExec(&'a [u8]),
     /// [`Kind::SandboxListens`].
     SandboxListens(Listen),
+    /// [`Kind::ResponseRead`].
+    ResponseRead(Read),
+    /// [`Kind::HandBack`].
+    HandBack(HandBack),
 }
 
 /// Reads one record; `None` if the bytes are not one.
@@ -439,6 +490,8 @@ pub fn decode(bytes: &[u8]) -> Option<Record<'_>> {
         }
         Kind::SandboxExec => Body::SandboxExec(rest.get(..usize::from(header.tail_len))?),
         Kind::SandboxListens => Body::SandboxListens(take::<Listen>(rest)?.0),
+        Kind::ResponseRead => Body::ResponseRead(take::<Read>(rest)?.0),
+        Kind::HandBack => Body::HandBack(take::<HandBack>(rest)?.0),
     };
     Some(Record { header, body })
 }
@@ -460,6 +513,10 @@ unsafe impl Plain for End {}
 unsafe impl Plain for Report {}
 // SAFETY: as above.
 unsafe impl Plain for Listen {}
+// SAFETY: as above.
+unsafe impl Plain for Read {}
+// SAFETY: as above.
+unsafe impl Plain for HandBack {}
 
 fn take<T: Plain>(bytes: &[u8]) -> Option<(T, &[u8])> {
     let (value, rest) = bytes.split_at_checked(size_of::<T>())?;
@@ -491,7 +548,10 @@ mod tests {
             tag: Tag::Injected as u8,
             live: 1,
             trust: 0,
-            pad: [0; 7],
+            pad: [0; 3],
+            tid: 10,
+            connecting_ns: 11,
+            pad2: 0,
         };
         let header = Header { at_ns: 1, sandbox: 2, kind: Kind::CallStart as u16, tail_len: 5, pid: 9 };
         let bytes = [as_bytes(&header), as_bytes(&start), b"GET /"].concat();

@@ -65,7 +65,10 @@ fn start(side: Side, at_ns: u64) -> Vec<u8> {
         tag: Tag::Injected as u8,
         live: 1,
         trust: 0,
-        pad: [0; 7],
+        pad: [0; 3],
+        tid: 0,
+        connecting_ns: 0,
+        pad2: 0,
     };
     [as_bytes(&header), as_bytes(&start), HEAD].concat()
 }
@@ -83,6 +86,9 @@ fn end(side: Side, at_ns: u64) -> Vec<u8> {
         retransmits: 0,
         errno: 0,
         rtt_us: 20,
+        read_ns: 0,
+        read_tid: 0,
+        pad: 0,
     };
     [as_bytes(&header), as_bytes(&end)].concat()
 }

@@ -246,6 +246,8 @@ impl Assembler {
                     birth.executes(header.at_ns);
                 }
             }
+            Body::ResponseRead(_) => self.totals.records.count(Kind::ResponseRead),
+            Body::HandBack(_) => self.totals.records.count(Kind::HandBack),
             Body::SandboxListens(listen) => {
                 self.totals.records.count(Kind::SandboxListens);
                 if let Some(birth) = self.birth(header.sandbox) {

@@ -86,6 +86,10 @@ pub struct Records {
     pub sandbox_exec: u64,
     /// [`Kind::SandboxListens`].
     pub sandbox_listens: u64,
+    /// [`Kind::ResponseRead`].
+    pub response_read: u64,
+    /// [`Kind::HandBack`].
+    pub hand_back: u64,
 }
 
 /// How calls found the invocation that they caused, and why some did not.
@@ -125,7 +129,8 @@ impl Records {
     /// All of them.
     pub fn sum(&self) -> u64 {
         let sandboxes = self.sandbox_born + self.sandbox_gone + self.sandbox_exec + self.sandbox_listens;
-        sandboxes + self.runtime_report + self.starts() + self.ends()
+        let facts = self.response_read + self.hand_back;
+        sandboxes + facts + self.runtime_report + self.starts() + self.ends()
     }
 
     /// Those that begin a span.
@@ -151,6 +156,8 @@ impl Records {
             Kind::RuntimeReport => &mut self.runtime_report,
             Kind::SandboxExec => &mut self.sandbox_exec,
             Kind::SandboxListens => &mut self.sandbox_listens,
+            Kind::ResponseRead => &mut self.response_read,
+            Kind::HandBack => &mut self.hand_back,
         } += 1;
     }
 }

@@ -197,6 +197,9 @@ impl Builder {
             retransmits: 0,
             errno: 0,
             rtt_us: 0,
+            read_ns: 0,
+            read_tid: 0,
+            pad: 0,
         };
         self.requests.push(Request { conn, call, header, start, end, end_ns, head: head.into_bytes() });
     }
@@ -323,7 +326,10 @@ pub(crate) fn blank(context: Context, parent: u64, flags: u8, rule: Rule, tag: T
         tag: tag as u8,
         live: 1,
         trust: 0,
-        pad: [0; 7],
+        pad: [0; 3],
+        tid: 0,
+        connecting_ns: 0,
+        pad2: 0,
     }
 }
 

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     atomic::Atomic,
+    facts,
     kernel::{self, Registers, Task, Typed},
     maps::{COROUTINES, LOCKS, THREAD_FILTER, THREAD_FILTER_SIZE, THREADS, count},
     pointer::Value,
@@ -55,7 +56,9 @@ pub struct Thread {
     pub doubtful: u8,
     /// How the thread that made this one came by what it worked for: see [`how`].
     pub made_by: u8,
-    pub pad: [u8; 2],
+    /// 1 once it has read the answer to a call of which it is not certain who made it: see [`crate::facts`].
+    pub owes: u8,
+    pub pad: u8,
 }
 
 impl Thread {
@@ -69,7 +72,8 @@ impl Thread {
         unused: 0,
         doubtful: 0,
         made_by: how::NOTHING,
-        pad: [0; 2],
+        owes: 0,
+        pad: 0,
     };
 
     #[inline(always)]
@@ -203,6 +207,14 @@ pub fn reads_response(task: Task, parent: u64, sandbox: u64) {
     }
 }
 
+/// Notes that `task` has made a call of which it is not certain for whom.
+#[inline(always)]
+pub fn owes(task: Task) {
+    if let Some(mut known) = thread(task.tid) {
+        known.owes = 1;
+    }
+}
+
 #[inline(always)]
 fn works(known: &mut Thread, context: &Context, sandbox: u64, goroutine: u64, by: u8) {
     let other = known.how == how::TURN && known.context.span_id != context.span_id;
@@ -281,6 +293,16 @@ pub fn wakes(waker: Typed, wakee: Typed) {
     let waits_for = waits.waits_for();
     if waits_for == kernel::Waits::Other {
         return;
+    }
+    if let Some(giver) = &giver
+        && giver.owes == 1
+        && let Some(known) = &known
+        && known.how == how::DEDICATED
+        && waits_for == kernel::Waits::Futex
+        && known.is_live()
+        && kernel::registers(waker).is_some_and(Registers::may_wake)
+    {
+        facts::hands_back(known.sandbox, known.context.span_id, by, woken, waits.first());
     }
     if let Some(mut giver) = giver
         && giver.how != how::NOTHING

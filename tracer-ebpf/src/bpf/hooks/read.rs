@@ -10,6 +10,7 @@ use crate::{
     attribution,
     connection::{self, role},
     exchange::NO_SPAN,
+    facts,
     kernel::{self, Sock, Task, Typed},
     maps::FLOOR,
     process,
@@ -33,6 +34,9 @@ pub fn fn_read(context: BtfTracePointContext) -> i32 {
     let (serves, ordinal) = (connection.role == role::SERVER, connection.responses);
     if connection.role == role::CLIENT && connection.polled_span == 0 {
         attribution::reads_response(task, connection.caller, connection.sandbox);
+        if facts::response_read(&mut connection, task) {
+            attribution::owes(task);
+        }
         return 0;
     }
     let span = if !serves {
@@ -46,12 +50,16 @@ pub fn fn_read(context: BtfTracePointContext) -> i32 {
         return 0;
     }
     connection.pid = task.pid;
+    // SAFETY: the helper has no arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if serves {
+        connection.read_tid = task.tid;
+        connection.read_ns = now;
+    }
     // SAFETY: typed by BTF.
     let blocking = unsafe { Typed::new(socket) }.is_some_and(|socket| Sock(socket).is_blocking());
     attribution::reads_request(task, g, span, connection.sandbox, blocking && registers.reads_patiently());
     if serves {
-        // SAFETY: the helper has no arguments.
-        let now = unsafe { bpf_ktime_get_ns() };
         process::reads(&mut connection, ordinal, task.pid, span, now);
     }
     0
