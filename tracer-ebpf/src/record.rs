@@ -55,6 +55,9 @@ pub enum Kind {
     ResponseRead = 18,
     /// A thread that made such calls woke one that serves an invocation. Fixed part: [`HandBack`].
     HandBack = 19,
+    /// What was on the stack of a loop's thread when it made such a call, or answered: to learn where the runtime's unit of
+    /// work (a task) shows in this process. Only the first few are told. Fixed part: [`Sought`]; tail: [`STACK`] bytes.
+    UnitSought = 20,
 }
 
 impl Kind {
@@ -74,6 +77,7 @@ impl Kind {
             17 => Self::SandboxListens,
             18 => Self::ResponseRead,
             19 => Self::HandBack,
+            20 => Self::UnitSought,
             _ => return None,
         })
     }
@@ -327,6 +331,8 @@ pub struct Start {
     pub connecting_ns: u32,
     #[doc(hidden)]
     pub pad2: u32,
+    /// Calls only: what the runtime's unit of work that sent it is known by in its process; 0 if that is not known.
+    pub unit: u64,
 }
 
 /// The response to a [`Start`], matched by `conn` and `sequence`.
@@ -357,6 +363,8 @@ pub struct End {
     pub read_tid: u32,
     #[doc(hidden)]
     pub pad: u32,
+    /// Invocations only: as in [`Start`], of the unit that answered.
+    pub unit: u64,
 }
 
 /// What a [`Report`] says.
@@ -380,7 +388,7 @@ pub struct Report {
     /// When the runtime's process began, CLOCK_MONOTONIC in ns.
     pub began_ns: u64,
     #[doc(hidden)]
-    pub pad: [u64; 12],
+    pub pad: [u64; 13],
 }
 
 // The tail lies behind the longest fixed part there is.
@@ -421,13 +429,38 @@ pub struct HandBack {
     pub wakes: u32,
 }
 
+/// Where on its loop's stack a process's unit of work shows: bytes from where the stack ends when the loop waits, or one of
+/// these.
+pub mod place {
+    /// That is to be learned.
+    pub const SOUGHT: u64 = 0;
+    /// It shows nowhere.
+    pub const NOWHERE: u64 = 1;
+}
+
+/// Bytes of a stack that a [`Sought`] carries: as many below the place where it ended when the thread waited, as above.
+pub const STACK: usize = 2048;
+
+/// Whose the stack is that follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Sought {
+    /// The call, or the invocation that answers.
+    pub span: u64,
+    /// The thread.
+    pub tid: u32,
+    /// 1 if it is a call.
+    pub call: u32,
+}
+
 const _: () = assert!(size_of::<Header>() == 24);
+const _: () = assert!(size_of::<Sought>() == 16);
 const _: () = assert!(size_of::<Read>() == 16);
 const _: () = assert!(size_of::<HandBack>() == 24);
 const _: () = assert!(size_of::<Listen>() == 8);
 const _: () = assert!(size_of::<Wire>() == 48);
-const _: () = assert!(size_of::<Start>() == 8 + 32 + 8 + 48 + 24);
-const _: () = assert!(size_of::<End>() == 56);
+const _: () = assert!(size_of::<Start>() == 8 + 32 + 8 + 48 + 32);
+const _: () = assert!(size_of::<End>() == 64);
 
 /// A record as user space reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -467,6 +500,8 @@ pub enum Body<'a> {
     ResponseRead(Read),
     /// [`Kind::HandBack`].
     HandBack(HandBack),
+    /// [`Kind::UnitSought`], with the stack.
+    UnitSought(Sought, &'a [u8]),
 }
 
 /// Reads one record; `None` if the bytes are not one.
@@ -492,6 +527,10 @@ pub fn decode(bytes: &[u8]) -> Option<Record<'_>> {
         Kind::SandboxListens => Body::SandboxListens(take::<Listen>(rest)?.0),
         Kind::ResponseRead => Body::ResponseRead(take::<Read>(rest)?.0),
         Kind::HandBack => Body::HandBack(take::<HandBack>(rest)?.0),
+        Kind::UnitSought => {
+            let (sought, rest) = take::<Sought>(rest)?;
+            Body::UnitSought(sought, rest.get(..usize::from(header.tail_len))?)
+        }
     };
     Some(Record { header, body })
 }
@@ -517,6 +556,8 @@ unsafe impl Plain for Listen {}
 unsafe impl Plain for Read {}
 // SAFETY: as above.
 unsafe impl Plain for HandBack {}
+// SAFETY: as above.
+unsafe impl Plain for Sought {}
 
 fn take<T: Plain>(bytes: &[u8]) -> Option<(T, &[u8])> {
     let (value, rest) = bytes.split_at_checked(size_of::<T>())?;
@@ -552,6 +593,7 @@ mod tests {
             tid: 10,
             connecting_ns: 11,
             pad2: 0,
+            unit: 12,
         };
         let header = Header { at_ns: 1, sandbox: 2, kind: Kind::CallStart as u16, tail_len: 5, pid: 9 };
         let bytes = [as_bytes(&header), as_bytes(&start), b"GET /"].concat();

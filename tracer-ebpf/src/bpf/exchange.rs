@@ -4,15 +4,16 @@ use aya_ebpf::helpers::bpf_get_prandom_u32;
 use tracer_ebpf::{
     counter::Counter,
     http1::{mode, tag_state},
-    record::{Kind, Reason, Rule, START_FIRST, START_HEAD_CUT, START_INBOUND, START_UNSAMPLED, START_WEAK, Tag},
+    record::{Kind, Reason, Rule, START_FIRST, START_HEAD_CUT, START_INBOUND, START_UNSAMPLED, Tag},
     traceparent::{Context, SAMPLED},
 };
 
 use crate::{
     attribution::{self, Invocation, Parent},
     connection::{Connection, OPEN_MAX, role, unsure},
+    facts,
     kernel::Task,
-    maps::{count, count_call},
+    maps::{INFERS, count, count_call},
     pointer::Value,
     process, runtime_api, sampling,
     scratch::Scratch,
@@ -103,6 +104,7 @@ pub fn fill(scratch: &mut Scratch, connection: &Connection, flags: u8, live: u32
     start.tid = 0;
     start.connecting_ns = 0;
     start.pad2 = 0;
+    start.unit = 0;
     start.live = if live > 255 { 255 } else { live as u8 };
 }
 
@@ -200,12 +202,10 @@ pub fn attribute_call(scratch: &mut Scratch, connection: &mut Value<Connection>,
     let sequence = first_byte(scratch, connection);
     let flags = if scratch.cut == 1 { START_HEAD_CUT | more } else { more };
     fill(scratch, connection, flags, live, sequence);
-    let connecting_ns = if connection.requests == 0 { scratch.now.wrapping_sub(connection.connect_ns) } else { 0 };
     let trust = scratch.parent.trust;
     let start = scratch.start();
     start.trust = trust;
     start.tid = task.tid;
-    start.connecting_ns = if connecting_ns > u64::from(u32::MAX) { u32::MAX } else { connecting_ns as u32 };
 }
 
 /// The call that [`attribute_call`] prepared goes out, with this outcome for its tag.
@@ -227,9 +227,10 @@ pub fn call_begins(scratch: &mut Scratch, connection: &mut Value<Connection>, ta
     connection.pid = pid;
     connection.caller = scratch.parent.context.span_id;
     connection.call = span;
-    let is_open = rule == Rule::None as u8 && scratch.parent.live > 1;
-    let is_unsure = recorded && (is_open || scratch.parent.flags & START_WEAK != 0);
-    connection.unsure = if is_unsure { unsure::UNREAD } else { unsure::NO };
+    connection.unsure = unsure::NO;
+    if recorded && INFERS.load() != 0 {
+        facts::call_begins(scratch, connection, pid);
+    }
     count_call(tag as u32, u32::from(rule));
     if !tag.on_the_wire() {
         let (sequence, flags) = (scratch.start().sequence, scratch.start().context.flags);
@@ -340,6 +341,8 @@ pub fn response_ends(scratch: &mut Value<Scratch>, connection: &mut Value<Connec
     end.read_ns = connection.read_ns;
     end.read_tid = connection.read_tid;
     end.pad = 0;
+    end.unit = connection.unit;
+    connection.unit = 0;
     measured(scratch, connection);
     connection.first_byte_ns = 0;
     connection.status = 0;
@@ -424,6 +427,7 @@ pub fn opaque_ends(scratch: &mut Scratch, connection: &mut Value<Connection>) {
     end.read_ns = 0;
     end.read_tid = 0;
     end.pad = 0;
+    end.unit = 0;
     measured(scratch, connection);
     let pid = connection.pid;
     scratch.emit(Kind::OpaqueEnd, connection.sandbox, pid);

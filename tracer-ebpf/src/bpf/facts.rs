@@ -1,19 +1,30 @@
 //! Facts that tell user space afterwards whose a call was, where that is not certain when it is sent: who reads the
-//! answer, and whom the thread that made it wakes when it is done. Nothing else makes records of these.
+//! answer, whom the thread that made it wakes when it is done, and which of the runtime's units of work sent it.
+//!
+//! A loop runs its units (the tasks of Python's asyncio) one after the other, each from the same depth of its thread's
+//! stack. So there is a place on the stack, always as far from where the stack ends when the loop waits, at which there
+//! is the address of the unit that runs, be it that it makes a call or answers. Where that place is depends on how the
+//! runtime was compiled. Of a process's first such calls and answers, therefore, the stack around is shown to user space,
+//! which learns it, and writes it to [`UNITS`]; from then on the one word is read.
 
-use aya_ebpf::helpers::{bpf_ktime_get_ns, generated::bpf_ringbuf_output};
-use core::ffi::c_void;
+use aya_ebpf::helpers::{
+    bpf_ktime_get_ns,
+    generated::{bpf_probe_read_user, bpf_ringbuf_output, bpf_ringbuf_reserve, bpf_ringbuf_submit},
+};
+use core::{ffi::c_void, ptr};
 use tracer_ebpf::{
     counter::Counter,
-    record::{HandBack, Header, Kind, Read},
+    record::{HandBack, Header, Kind, Read, Rule, STACK, START_WEAK, Sought, place},
 };
 
 use crate::{
+    atomic::Atomic,
+    attribution,
     connection::{Connection, unsure},
     kernel::Task,
-    maps::{RECORDS, count},
+    maps::{RECORDS, UNITS, count},
     pointer::Value,
-    scratch,
+    scratch::{self, Scratch},
 };
 
 #[repr(C)]
@@ -26,6 +37,25 @@ struct ReadRecord {
 struct HandBackRecord {
     header: Header,
     back: HandBack,
+}
+
+/// So many stacks of a process are shown.
+const MOST: u64 = 384;
+
+/// Where the unit of work shows, in a process.
+#[repr(C)]
+pub struct Place {
+    /// Bytes from where the stack ends when the loop waits (two's complement), or [`place::SOUGHT`], or [`place::NOWHERE`].
+    at: Atomic,
+    /// How many stacks were shown.
+    told: Atomic,
+}
+
+#[repr(C)]
+struct SoughtRecord {
+    header: Header,
+    sought: Sought,
+    stack: [u8; STACK],
 }
 
 #[inline(always)]
@@ -74,4 +104,100 @@ pub fn hands_back(sandbox: u64, span: u64, by: Task, woken: Task, futex: u64) {
     };
     // SAFETY: the record's own size.
     unsafe { tell((&raw mut record).cast(), size_of::<HandBackRecord>()) };
+}
+
+/// Puts into `to` what the unit of work is known by that `task`, which is current, runs while it makes a call or answers;
+/// 0 if that is not known.
+#[inline(always)]
+pub fn unit(to: &mut u64, task: Task, sandbox: u64, span: u64, call: bool) {
+    *to = 0;
+    if task.is_known() {
+        let task = u64::from(task.pid) << 32 | u64::from(task.tid);
+        find_unit(to, task, sandbox, span, u32::from(call));
+    }
+}
+
+/// A function of its own, for the verifier and for the stack's sake.
+#[inline(never)]
+extern "C" fn find_unit(to: *mut u64, task: u64, sandbox: u64, span: u64, call: u32) -> u32 {
+    let (pid, tid) = ((task >> 32) as u32, task as u32);
+    let Some(known) = attribution::thread(tid) else { return 0 };
+    let sp = known.wait_sp;
+    if sp == 0 {
+        return 0;
+    }
+    // SAFETY: a map look-up.
+    let Some(found) = UNITS.get_ptr_mut(pid).and_then(|found| unsafe { Value::<Place>::new(found) }) else {
+        if call == 1 {
+            let _ = UNITS.insert(pid, Place { at: Atomic::new(place::SOUGHT), told: Atomic::new(0) }, 0);
+        }
+        return 0;
+    };
+    match found.at.load() {
+        place::NOWHERE => {}
+        place::SOUGHT => {
+            if found.told.load() < MOST && found.told.add(1) < MOST {
+                show_stack(sp, sandbox, span, tid, call);
+            }
+        }
+        at => {
+            // SAFETY: the caller's word, in a map value; the helper checks the source.
+            unsafe { bpf_probe_read_user(to.cast(), 8, sp.wrapping_add(at) as *const _) };
+        }
+    }
+    0
+}
+
+#[inline(always)]
+fn show_stack(sp: u64, sandbox: u64, span: u64, tid: u32, call: u32) {
+    const BYTES: usize = size_of::<SoughtRecord>();
+    // SAFETY: a ring buffer, and a size that the verifier knows.
+    let record = unsafe { bpf_ringbuf_reserve((&raw const RECORDS).cast_mut().cast(), BYTES as u64, 0) };
+    let record = record.cast::<SoughtRecord>();
+    if record.is_null() {
+        count(Counter::RecordsLost);
+        return;
+    }
+    let from = sp.wrapping_sub(STACK as u64 / 2);
+    // SAFETY: reserved above and not yet submitted, with room for a stack; the helper checks the source, and what it cannot
+    // read it fills with zeros. 1 is BPF_RB_NO_WAKEUP.
+    unsafe {
+        (*record).header = header(Kind::UnitSought, sandbox, 0);
+        (*record).header.tail_len = STACK as u16;
+        (*record).sought = Sought { span, tid, call };
+        bpf_probe_read_user((&raw mut (*record).stack).cast(), STACK as u32, from as *const _);
+        bpf_ringbuf_submit(record.cast(), 1);
+    }
+    count(Counter::Records);
+}
+
+/// A call begins whose start is in the record at hand: tells the rest of it that user space wants where it is not certain
+/// who makes it.
+#[inline(always)]
+pub fn call_begins(scratch: &mut Scratch, connection: &mut Connection, pid: u32) {
+    note_call(ptr::from_mut(scratch), ptr::from_mut(connection), pid);
+}
+
+/// A function of its own, for the stack's sake.
+#[inline(never)]
+extern "C" fn note_call(scratch: *mut Scratch, connection: *mut Connection, pid: u32) -> u32 {
+    // SAFETY: the caller's pointers to map values.
+    let (Some(mut scratch), Some(mut connection)) = (unsafe { (Value::new(scratch), Value::new(connection)) }) else {
+        return 0;
+    };
+    let parent = &scratch.parent;
+    let is_open = parent.rule == Rule::None as u8 && parent.live > 1;
+    if !is_open && parent.flags & START_WEAK == 0 {
+        return 0;
+    }
+    connection.unsure = unsure::UNREAD;
+    let (now, sandbox) = (scratch.now, connection.sandbox);
+    let start = scratch.start();
+    if connection.requests == 1 {
+        let connecting_ns = now.wrapping_sub(connection.connect_ns);
+        start.connecting_ns = if connecting_ns > u64::from(u32::MAX) { u32::MAX } else { connecting_ns as u32 };
+    }
+    let (task, span) = (Task { tid: start.tid, pid }, start.context.span_id);
+    unit(&mut start.unit, task, sandbox, span, true);
+    0
 }

@@ -111,6 +111,7 @@ offsets! {
     OFF_REGS_DX;
     OFF_REGS_R10;
     OFF_REGS_R14;
+    OFF_REGS_SP;
     OFF_REGS_ORIG_AX;
     /// sock.sk_socket
     OFF_SOCK_SOCKET;
@@ -428,6 +429,11 @@ impl Registers {
     #[inline(always)]
     pub fn first(self) -> u64 {
         self.0.get(&OFF_REGS_DI)
+    }
+
+    #[inline(always)]
+    pub fn sp(self) -> u64 {
+        self.0.get(&OFF_REGS_SP)
     }
 
     #[inline(always)]

@@ -16,7 +16,7 @@ use crate::{
     attribution,
     bound::clamp,
     connection::{Connection, Direction, FIRST_MAX, role},
-    exchange, kernel,
+    exchange, facts, kernel,
     maps::count,
     pointer::Value,
     runtime_api,
@@ -350,6 +350,8 @@ fn head_complete<S: Source, const REQUEST: bool>(
         let (task, span) = (sender(connection, true), connection.span(ordinal).load());
         if span != exchange::NO_SPAN {
             attribution::answers(task, span, connection.sandbox);
+            let sandbox = connection.sandbox;
+            facts::unit(&mut connection.unit, task, sandbox, span, false);
         }
     }
     if connection.first_byte_ns == 0 {

@@ -106,6 +106,8 @@ pub struct Plan {
     pub verdict: bool,
     /// Whether Go programs are probed.
     pub go_uprobes: bool,
+    /// Whether user space infers what is not certain, and is to be told what it takes.
+    pub infers: bool,
     /// Whether the programs that see traffic return at once: for the bench.
     pub floor: bool,
     /// Whether less than all paths may be recorded.
@@ -164,6 +166,8 @@ impl Agent {
         let sampling = u32::from(plan.sampling);
         loader.override_global("FLOOR", &floor, true).override_global("SAMPLING", &sampling, true);
         loader.override_global("REPAIRED", &repaired, true);
+        let infers = u32::from(plan.infers);
+        loader.override_global("INFERS", &infers, true);
         let go_probes = u32::from(plan.go_uprobes);
         loader.override_global("GO_PROBES", &go_probes, true);
         if !plan.go_uprobes {

@@ -248,6 +248,7 @@ impl Assembler {
             }
             Body::ResponseRead(_) => self.totals.records.count(Kind::ResponseRead),
             Body::HandBack(_) => self.totals.records.count(Kind::HandBack),
+            Body::UnitSought(..) => self.totals.records.count(Kind::UnitSought),
             Body::SandboxListens(listen) => {
                 self.totals.records.count(Kind::SandboxListens);
                 if let Some(birth) = self.birth(header.sandbox) {

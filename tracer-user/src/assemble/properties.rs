@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 use tracer_ebpf::{
-    record::{Body, End, HandBack, Header, Kind, Listen, Read, Record, Report, Start, Wire},
+    record::{Body, End, HandBack, Header, Kind, Listen, Read, Record, Report, Sought, Start, Wire},
     traceparent::Context,
 };
 
@@ -226,6 +226,7 @@ fn hostile() -> impl Strategy<Value = (Header, Body<'static>)> {
             tid: 0,
             connecting_ns: 0,
             pad2: 0,
+            unit: 0,
         },
     );
     let end = (0..4u64, 0..6u64, 0..3u32, any::<u64>(), any::<u16>(), 0..9u8).prop_map(
@@ -242,10 +243,11 @@ fn hostile() -> impl Strategy<Value = (Header, Body<'static>)> {
             read_ns: 0,
             read_tid: 0,
             pad: 0,
+            unit: 0,
         },
     );
     let at = prop_oneof![0..50u64, Just(0), Just(u64::MAX)];
-    let kinds = prop_oneof![1..10u16, 16..20u16];
+    let kinds = prop_oneof![1..10u16, 16..21u16];
     (at, 0..3u64, kinds, start, end, heads).prop_map(|(at_ns, sandbox, kind, start, end, head)| {
         let header = Header { at_ns, sandbox, kind, tail_len: head.len() as u16, pid: 1 };
         let body = match Kind::from_u16(kind).unwrap() {
@@ -258,12 +260,13 @@ fn hostile() -> impl Strategy<Value = (Header, Body<'static>)> {
             Kind::OpaqueStart => Body::OpaqueStart(start),
             Kind::OpaqueEnd => Body::OpaqueEnd(end),
             Kind::RuntimeReport => {
-                let report = Report { what: end.sequence.into(), span: end.span, began_ns: at_ns, pad: [0; 12] };
+                let report = Report { what: end.sequence.into(), span: end.span, began_ns: at_ns, pad: [0; 13] };
                 Body::RuntimeReport(report, head)
             }
             Kind::SandboxExec => Body::SandboxExec(head),
             Kind::SandboxListens => Body::SandboxListens(Listen { port: 80, pad: [0; 6] }),
             Kind::ResponseRead => Body::ResponseRead(Read { span: end.span, tid: 1, whole: end.status.into() }),
+            Kind::UnitSought => Body::UnitSought(Sought { span: end.span, tid: 1, call: end.status.into() }, head),
             Kind::HandBack => Body::HandBack(HandBack { span: end.span, futex: 1, tid: 1, wakes: 2 }),
         };
         (header, body)

@@ -100,8 +100,22 @@ impl Run {
     fn end_of(span: Span, status: u16, reason: Reason, errno: u32) -> End {
         let (conn, sequence, reason) = (span.conn, span.sequence, reason as u8);
         let (retransmits, rtt_us, first_byte_ns, span) = (2, 150, 0, span.id);
-        let (read_ns, read_tid, pad) = (0, 0, 0);
-        End { conn, span, first_byte_ns, sequence, status, reason, retransmits, errno, rtt_us, read_ns, read_tid, pad }
+        let (read_ns, read_tid, pad, unit) = (0, 0, 0, 0);
+        End {
+            conn,
+            span,
+            first_byte_ns,
+            sequence,
+            status,
+            reason,
+            retransmits,
+            errno,
+            rtt_us,
+            read_ns,
+            read_tid,
+            pad,
+            unit,
+        }
     }
 
     fn leave(&mut self, span: Span) {

@@ -90,6 +90,8 @@ pub struct Records {
     pub response_read: u64,
     /// [`Kind::HandBack`].
     pub hand_back: u64,
+    /// [`Kind::UnitSought`].
+    pub unit_sought: u64,
 }
 
 /// How calls found the invocation that they caused, and why some did not.
@@ -129,7 +131,7 @@ impl Records {
     /// All of them.
     pub fn sum(&self) -> u64 {
         let sandboxes = self.sandbox_born + self.sandbox_gone + self.sandbox_exec + self.sandbox_listens;
-        let facts = self.response_read + self.hand_back;
+        let facts = self.response_read + self.hand_back + self.unit_sought;
         sandboxes + facts + self.runtime_report + self.starts() + self.ends()
     }
 
@@ -158,6 +160,7 @@ impl Records {
             Kind::SandboxListens => &mut self.sandbox_listens,
             Kind::ResponseRead => &mut self.response_read,
             Kind::HandBack => &mut self.hand_back,
+            Kind::UnitSought => &mut self.unit_sought,
         } += 1;
     }
 }

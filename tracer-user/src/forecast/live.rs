@@ -154,6 +154,7 @@ impl Live {
             | Body::SandboxListens(_)
             | Body::ResponseRead(_)
             | Body::HandBack(_)
+            | Body::UnitSought(..)
             | Body::RuntimeReport(..) => return,
         };
         self.due.push(Due { span: SpanId(span), at_ns: record.header.at_ns, moment });
@@ -365,6 +366,7 @@ mod tests {
             tid: 0,
             connecting_ns: 0,
             pad2: 0,
+            unit: 0,
         }
     }
 
@@ -382,6 +384,7 @@ mod tests {
             read_ns: 0,
             read_tid: 0,
             pad: 0,
+            unit: 0,
         }
     }
 

@@ -44,6 +44,8 @@ pub struct Thread {
     pub sandbox: u64,
     /// The goroutine that read last; 0 in all but Go.
     pub goroutine: u64,
+    /// Where its stack ended when it last waited for many things at once; 0 if it has not: see [`crate::facts`].
+    pub wait_sp: u64,
     /// See [`how`].
     pub how: u8,
     /// 1 once it has called while nothing was live: it has work of its own.
@@ -66,6 +68,7 @@ impl Thread {
         context: Context { trace_id: [0; 2], span_id: 0, flags: 0, pad: [0; 7] },
         sandbox: 0,
         goroutine: 0,
+        wait_sp: 0,
         how: how::NOTHING,
         background: 0,
         after: 0,
@@ -291,6 +294,12 @@ pub fn wakes(waker: Typed, wakee: Typed) {
     }
     let Some(waits) = kernel::registers(wakee) else { return };
     let waits_for = waits.waits_for();
+    let mut known = known;
+    if let Some(known) = &mut known
+        && waits_for == kernel::Waits::Loop
+    {
+        known.wait_sp = waits.sp();
+    }
     if waits_for == kernel::Waits::Other {
         return;
     }
