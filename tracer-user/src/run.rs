@@ -372,6 +372,9 @@ impl Flow {
         }
         self.forecast()?;
         self.assembler.lost(agent.lost()?);
+        for (pid, place) in self.assembler.unit_places() {
+            agent.note_unit_place(pid, place)?;
+        }
         self.assembler.advance(monotonic_ns());
         self.give_out()
     }

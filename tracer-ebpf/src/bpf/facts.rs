@@ -137,7 +137,7 @@ extern "C" fn find_unit(to: *mut u64, task: u64, sandbox: u64, span: u64, call: 
         place::NOWHERE => {}
         place::SOUGHT => {
             if found.told.load() < MOST && found.told.add(1) < MOST {
-                show_stack(sp, sandbox, span, tid, call);
+                show_stack(sp, sandbox, span, task, call);
             }
         }
         at => {
@@ -149,7 +149,7 @@ extern "C" fn find_unit(to: *mut u64, task: u64, sandbox: u64, span: u64, call: 
 }
 
 #[inline(always)]
-fn show_stack(sp: u64, sandbox: u64, span: u64, tid: u32, call: u32) {
+fn show_stack(sp: u64, sandbox: u64, span: u64, task: u64, call: u32) {
     const BYTES: usize = size_of::<SoughtRecord>();
     // SAFETY: a ring buffer, and a size that the verifier knows.
     let record = unsafe { bpf_ringbuf_reserve((&raw const RECORDS).cast_mut().cast(), BYTES as u64, 0) };
@@ -162,9 +162,9 @@ fn show_stack(sp: u64, sandbox: u64, span: u64, tid: u32, call: u32) {
     // SAFETY: reserved above and not yet submitted, with room for a stack; the helper checks the source, and what it cannot
     // read it fills with zeros. 1 is BPF_RB_NO_WAKEUP.
     unsafe {
-        (*record).header = header(Kind::UnitSought, sandbox, 0);
+        (*record).header = header(Kind::UnitSought, sandbox, (task >> 32) as u32);
         (*record).header.tail_len = STACK as u16;
-        (*record).sought = Sought { span, tid, call };
+        (*record).sought = Sought { span, tid: task as u32, call };
         bpf_probe_read_user((&raw mut (*record).stack).cast(), STACK as u32, from as *const _);
         bpf_ringbuf_submit(record.cast(), 1);
     }

@@ -393,6 +393,17 @@ impl Agent {
         Records::new(RingBuf::try_from(map(self.bpf()?, "RECORDS")?)?, asleep)
     }
 
+    /// Tells the kernel half where in a process the runtime's units of work show.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be written.
+    pub fn note_unit_place(&mut self, pid: u32, place: u64) -> Result<()> {
+        let map = self.bpf()?.map_mut("UNITS").context("the object has no map UNITS")?;
+        let mut places: HashMap<_, u32, [u64; 2]> = HashMap::try_from(map)?;
+        places.insert(pid, [place, 0], 0).with_context(|| format!("note where the units of process {pid} show"))
+    }
+
     /// What the kernel half logs, for `-v`. `None` if the object does not log.
     pub fn log(&mut self) -> Option<Log> {
         aya_log::EbpfLogger::init(self.bpf.as_mut()?).ok()

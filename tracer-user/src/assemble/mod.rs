@@ -18,6 +18,7 @@ mod runtime;
 mod span;
 mod standing;
 mod totals;
+mod units;
 
 #[cfg(test)]
 mod properties;
@@ -156,6 +157,8 @@ pub struct Assembler {
     remembered: VecDeque<u32>,
     /// Calls that are to be placed.
     guesses: guess::Guesses,
+    /// Which unit of work made which call.
+    units: units::Units,
 }
 
 impl Assembler {
@@ -185,6 +188,7 @@ impl Assembler {
             settling: VecDeque::new(),
             remembered: VecDeque::new(),
             guesses: guess::Guesses::default(),
+            units: units::Units::default(),
         }
     }
 
@@ -248,7 +252,10 @@ impl Assembler {
             }
             Body::ResponseRead(_) => self.totals.records.count(Kind::ResponseRead),
             Body::HandBack(_) => self.totals.records.count(Kind::HandBack),
-            Body::UnitSought(..) => self.totals.records.count(Kind::UnitSought),
+            Body::UnitSought(sought, stack) => {
+                self.totals.records.count(Kind::UnitSought);
+                self.unit_sought(header, &sought, stack);
+            }
             Body::SandboxListens(listen) => {
                 self.totals.records.count(Kind::SandboxListens);
                 if let Some(birth) = self.birth(header.sandbox) {
@@ -367,6 +374,7 @@ impl Assembler {
             }
         }
         self.watch_invocation(key, head);
+        self.unit_begins(key);
         // Calls that came before the invocation that made them.
         for call in self.orphans.remove(&start.context.span_id).unwrap_or_default() {
             if self.spans[call as usize].sandbox == header.sandbox {
@@ -405,7 +413,7 @@ impl Assembler {
                 self.orphans.entry(parent).or_default().push(key);
             }
         }
-        self.watch_call(key, head, start.live, hint);
+        self.watch_call(key, head, start, hint);
         if class == Class::Opaque {
             return;
         }
@@ -598,6 +606,10 @@ impl Assembler {
         span.channel = Channel::of(end).filter(|_| class != Class::Invocation);
         // A reason of a newer kernel half tells that something is wrong, not what.
         span.reason = Reason::from_u8(end.reason).unwrap_or(Reason::Missed);
+        if class == Class::Invocation {
+            self.unit_answers(key, header, end);
+        }
+        let span = &self.spans[key as usize];
         if span.given_out() {
             self.give_out_again(key);
             return;

@@ -1,0 +1,249 @@
+//! Calls of event loops, placed by the runtime's unit of work that sent them.
+//!
+//! A loop that serves several invocations by turns (Python's asyncio) runs a unit of work, a task, for each. The kernel
+//! half reads which one runs when a call is sent and when an invocation is answered. Whose a unit is shows only with its
+//! answer: so the call waits for the answers of those that were live, and belongs to the one that the same unit gave.
+//! A unit's address is its own as long as it lives, and it lives from when the request was read to the answer: what was
+//! sent before that is another's.
+//!
+//! Where on the stack the unit shows is learned for each process ([`learn`]). All tables are bounded; what finds no room is
+//! left as the kernel half has it, and counted.
+
+mod learn;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tracer_ebpf::record::{End, Header, Sought};
+
+use super::{
+    Assembler,
+    guess::{Hint, Place},
+    span::{Class, Map},
+};
+use learn::{Learner, Verdict};
+
+/// Longest time that a call waits for the answers.
+const HOLD_NS: u64 = 2_000_000_000;
+/// How often it is looked for calls that wait in vain.
+const STEP_NS: u64 = 20_000_000;
+/// A sandbox without such calls for so long is no longer watched.
+const AWAKE_NS: u64 = 10_000_000_000;
+/// Sandboxes watched, and calls that wait, in all.
+const WATCHED: usize = 1024;
+const HELD: usize = 16_384;
+/// Processes of which it is being learned at a time where units show. Each may take 800 KB.
+const LEARNERS: usize = 8;
+/// Processes of which it is known.
+const KNOWN: usize = 16_384;
+
+/// A call that waits.
+#[derive(Debug)]
+struct Held {
+    place: Place,
+    pid: u32,
+    unit: u64,
+    at_ns: u64,
+    hint: Option<Hint>,
+}
+
+/// A sandbox with such calls.
+#[derive(Debug, Default)]
+struct Watch {
+    /// When each invocation began that has not answered, and where it is.
+    running: BTreeSet<(u64, u32)>,
+    held: Vec<Held>,
+    last_ns: u64,
+}
+
+/// How the units of a process have stood the test: their calls have to be over when they answer.
+#[derive(Clone, Copy, Debug, Default)]
+struct Stood {
+    over: u32,
+    open: u32,
+}
+
+impl Stood {
+    /// How probably a unit's call is its invocation's. One that goes on beyond the answer is as likely another's.
+    fn p(&mut self, over: bool) -> f64 {
+        *(if over { &mut self.over } else { &mut self.open }) += 1;
+        if self.over + self.open > 4096 {
+            (self.over, self.open) = (self.over / 2, self.open / 2);
+        }
+        let (over_so_far, open) = (f64::from(self.over), f64::from(self.open));
+        let p = (over_so_far + 19.0) / (over_so_far + open + 20.0);
+        if over { p } else { p / 2.0 }
+    }
+}
+
+/// All that is known of units.
+#[derive(Debug, Default)]
+pub(super) struct Units {
+    // In order, because what is given out must not depend on a map's.
+    sandboxes: BTreeMap<u64, Watch>,
+    held: usize,
+    next_ns: u64,
+    learners: Map<u32, Learner>,
+    stood: Map<u32, Stood>,
+    learned: Vec<(u32, u64)>,
+}
+
+impl Assembler {
+    /// Where the units of processes show, as learned since the last time: the process, and what the kernel half is to have
+    /// for it ([`tracer_ebpf::record::place`]).
+    pub fn unit_places(&mut self) -> Vec<(u32, u64)> {
+        std::mem::take(&mut self.units.learned)
+    }
+
+    /// Notes an invocation, if its sandbox is watched.
+    pub(super) fn unit_begins(&mut self, key: u32) {
+        let span = &self.spans[key as usize];
+        if let Some(watch) = self.units.sandboxes.get_mut(&span.sandbox)
+            && (!watch.held.is_empty() || self.now_ns.saturating_sub(watch.last_ns) < AWAKE_NS)
+        {
+            watch.running.insert((span.at_ns, key));
+        }
+    }
+
+    /// Lets a call wait for its unit's answer; `false` if it cannot.
+    pub(super) fn await_unit(&mut self, key: u32, unit: u64, hint: Option<Hint>) -> bool {
+        if unit == 0 || self.config.infer_min >= 1.0 {
+            return false;
+        }
+        let (sandbox, now_ns) = (self.spans[key as usize].sandbox, self.now_ns);
+        if self.units.held >= HELD || !self.watch_units(sandbox) {
+            self.totals.inference.refused += 1;
+            return false;
+        }
+        let Some(watch) = self.units.sandboxes.get_mut(&sandbox) else { return false };
+        let span = &self.spans[key as usize];
+        let place = Place::of(key, span);
+        self.trees[span.tree as usize].held += 1;
+        watch.last_ns = now_ns;
+        watch.held.push(Held { place, pid: span.pid, unit, at_ns: span.at_ns, hint });
+        self.units.held += 1;
+        self.totals.inference.held += 1;
+        true
+    }
+
+    /// Sees to it that a sandbox is watched; `false` if there is no room.
+    fn watch_units(&mut self, sandbox: u64) -> bool {
+        let now_ns = self.now_ns;
+        let awake = |watch: &Watch| !watch.held.is_empty() || now_ns.saturating_sub(watch.last_ns) < AWAKE_NS;
+        if self.units.sandboxes.get(&sandbox).is_some_and(awake) {
+            return true;
+        }
+        if self.units.sandboxes.len() >= WATCHED {
+            self.units.sandboxes.retain(|_, watch| awake(watch));
+            if self.units.sandboxes.len() >= WATCHED {
+                return false;
+            }
+        }
+        let running = self.spans.iter().filter(|(_, span)| {
+            span.sandbox == sandbox && span.class == Class::Invocation && !span.ended && !span.given_out()
+        });
+        let running = running.map(|(key, span)| (span.at_ns, key as u32)).collect();
+        self.units.sandboxes.insert(sandbox, Watch { running, held: Vec::new(), last_ns: now_ns });
+        true
+    }
+
+    /// An invocation has answered: the calls that its unit made are its own.
+    pub(super) fn unit_answers(&mut self, key: u32, header: &Header, end: &End) {
+        let span = &self.spans[key as usize];
+        if let Some(learner) = self.units.learners.get_mut(&header.pid) {
+            learner.answered(span.id, end.read_ns);
+        }
+        let Some(watch) = self.units.sandboxes.get_mut(&span.sandbox) else { return };
+        watch.running.remove(&(span.at_ns, key));
+        if end.unit == 0 || end.read_ns == 0 {
+            return;
+        }
+        let of_unit = |held: &mut Held| {
+            held.unit == end.unit && held.pid == header.pid && (end.read_ns..header.at_ns).contains(&held.at_ns)
+        };
+        let found: Vec<Held> = watch.held.extract_if(.., of_unit).collect();
+        let maker = Place::of(key, span);
+        for held in found {
+            let over = held.place.find(&self.spans).is_some_and(|call| call.ended);
+            if self.units.stood.len() >= KNOWN && !self.units.stood.contains_key(&held.pid) {
+                self.units.stood.clear();
+            }
+            let p = self.units.stood.entry(held.pid).or_default().p(over);
+            self.unit_decided(&held, Some((maker, p)));
+        }
+    }
+
+    /// Lets go of calls whose unit nobody answered with; of all with `force`.
+    pub(super) fn give_up_units(&mut self, force: bool) {
+        let now_ns = self.now_ns;
+        if self.units.held == 0 || (now_ns < self.units.next_ns && !force) {
+            return;
+        }
+        self.units.next_ns = now_ns.saturating_add(STEP_NS);
+        let mut in_vain = Vec::new();
+        for watch in self.units.sandboxes.values_mut().filter(|watch| !watch.held.is_empty()) {
+            let spans = &self.spans;
+            // It may have been given out, to make room.
+            while let Some((at_ns, key)) = watch.running.first().copied()
+                && spans.get(key as usize).is_none_or(|span| span.at_ns != at_ns || span.ended)
+            {
+                watch.running.pop_first();
+            }
+            let oldest_ns = watch.running.first().map_or(u64::MAX, |(at_ns, _)| *at_ns);
+            let late =
+                |held: &mut Held| force || held.at_ns < oldest_ns || now_ns.saturating_sub(held.at_ns) >= HOLD_NS;
+            in_vain.extend(watch.held.extract_if(.., late));
+        }
+        for held in in_vain {
+            self.unit_decided(&held, None);
+        }
+    }
+
+    fn unit_decided(&mut self, held: &Held, maker: Option<(Place, f64)>) {
+        self.units.held -= 1;
+        let call = held.place.in_flight(&self.spans).map(|_| held.place.key);
+        let maker = maker.filter(|(_, p)| *p >= self.config.infer_min);
+        match (call, maker) {
+            (Some(call), Some((maker, p))) => {
+                self.totals.inference.placed += 1;
+                self.hang(call, maker, p);
+            }
+            (Some(call), None) => {
+                self.totals.inference.unplaced += 1;
+                if let Some(hint) = held.hint {
+                    self.believe(call, hint);
+                }
+            }
+            (None, _) => self.totals.inference.unplaced += 1,
+        }
+        let Some(tree) = held.place.in_flight(&self.spans).map(|span| span.tree) else { return };
+        let entry = &mut self.trees[tree as usize];
+        entry.held = entry.held.saturating_sub(1);
+        self.check_ready(tree);
+    }
+
+    /// What was on the stack when a call was sent or an invocation answered.
+    pub(super) fn unit_sought(&mut self, header: &Header, sought: &Sought, stack: &[u8]) {
+        let pid = header.pid;
+        if !self.units.learners.contains_key(&pid) && self.units.learners.len() >= LEARNERS {
+            return;
+        }
+        let learner = self.units.learners.entry(pid).or_default();
+        learner.add(header.at_ns, sought, stack);
+        if !learner.is_due() {
+            return;
+        }
+        let ended_ns = |call: u64| {
+            let span = &self.spans[*self.calls.get(&call)? as usize];
+            span.ended.then_some(span.end_ns)
+        };
+        match learner.verdict(ended_ns) {
+            Verdict::NotYet => {}
+            Verdict::Settled(place) => {
+                self.units.learners.remove(&pid);
+                self.units.learned.push((pid, place));
+            }
+        }
+    }
+}
