@@ -331,8 +331,9 @@ pub struct Start {
     pub connecting_ns: u32,
     #[doc(hidden)]
     pub pad2: u32,
-    /// Calls only: what the runtime's unit of work that sent it is known by in its process; 0 if that is not known.
-    pub unit: u64,
+    /// Calls only: what the runtime's unit of work that sent it is known by in its process, by either word; 0 where that is
+    /// not known.
+    pub unit: [u64; 2],
 }
 
 /// The response to a [`Start`], matched by `conn` and `sequence`.
@@ -364,7 +365,7 @@ pub struct End {
     #[doc(hidden)]
     pub pad: u32,
     /// Invocations only: as in [`Start`], of the unit that answered.
-    pub unit: u64,
+    pub unit: [u64; 2],
 }
 
 /// What a [`Report`] says.
@@ -388,7 +389,7 @@ pub struct Report {
     /// When the runtime's process began, CLOCK_MONOTONIC in ns.
     pub began_ns: u64,
     #[doc(hidden)]
-    pub pad: [u64; 13],
+    pub pad: [u64; 14],
 }
 
 // The tail lies behind the longest fixed part there is.
@@ -429,8 +430,8 @@ pub struct HandBack {
     pub wakes: u32,
 }
 
-/// Where on its loop's stack a process's unit of work shows: bytes from where the stack ends when the loop waits, or one of
-/// these.
+/// Where on its loop's stack a process's unit of work shows: bytes from where the stack ended when the loop first waited, or
+/// one of these.
 pub mod place {
     /// That is to be learned.
     pub const SOUGHT: u64 = 0;
@@ -459,8 +460,8 @@ const _: () = assert!(size_of::<Read>() == 16);
 const _: () = assert!(size_of::<HandBack>() == 24);
 const _: () = assert!(size_of::<Listen>() == 8);
 const _: () = assert!(size_of::<Wire>() == 48);
-const _: () = assert!(size_of::<Start>() == 8 + 32 + 8 + 48 + 32);
-const _: () = assert!(size_of::<End>() == 64);
+const _: () = assert!(size_of::<Start>() == 8 + 32 + 8 + 48 + 40);
+const _: () = assert!(size_of::<End>() == 72);
 
 /// A record as user space reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -593,7 +594,7 @@ mod tests {
             tid: 10,
             connecting_ns: 11,
             pad2: 0,
-            unit: 12,
+            unit: [12, 13],
         };
         let header = Header { at_ns: 1, sandbox: 2, kind: Kind::CallStart as u16, tail_len: 5, pid: 9 };
         let bytes = [as_bytes(&header), as_bytes(&start), b"GET /"].concat();

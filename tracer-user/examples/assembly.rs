@@ -69,7 +69,7 @@ fn start(side: Side, at_ns: u64) -> Vec<u8> {
         tid: 0,
         connecting_ns: 0,
         pad2: 0,
-        unit: 0,
+        unit: [0; 2],
     };
     [as_bytes(&header), as_bytes(&start), HEAD].concat()
 }
@@ -90,7 +90,7 @@ fn end(side: Side, at_ns: u64) -> Vec<u8> {
         read_ns: 0,
         read_tid: 0,
         pad: 0,
-        unit: 0,
+        unit: [0; 2],
     };
     [as_bytes(&header), as_bytes(&end)].concat()
 }

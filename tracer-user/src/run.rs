@@ -372,8 +372,8 @@ impl Flow {
         }
         self.forecast()?;
         self.assembler.lost(agent.lost()?);
-        for (pid, place) in self.assembler.unit_places() {
-            agent.note_unit_place(pid, place)?;
+        for (pid, places) in self.assembler.unit_places() {
+            agent.note_unit_places(pid, places)?;
         }
         self.assembler.advance(monotonic_ns());
         self.give_out()

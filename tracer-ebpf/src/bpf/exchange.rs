@@ -104,7 +104,7 @@ pub fn fill(scratch: &mut Scratch, connection: &Connection, flags: u8, live: u32
     start.tid = 0;
     start.connecting_ns = 0;
     start.pad2 = 0;
-    start.unit = 0;
+    start.unit = [0; 2];
     start.live = if live > 255 { 255 } else { live as u8 };
 }
 
@@ -342,7 +342,7 @@ pub fn response_ends(scratch: &mut Value<Scratch>, connection: &mut Value<Connec
     end.read_tid = connection.read_tid;
     end.pad = 0;
     end.unit = connection.unit;
-    connection.unit = 0;
+    connection.unit = [0; 2];
     measured(scratch, connection);
     connection.first_byte_ns = 0;
     connection.status = 0;
@@ -427,7 +427,7 @@ pub fn opaque_ends(scratch: &mut Scratch, connection: &mut Value<Connection>) {
     end.read_ns = 0;
     end.read_tid = 0;
     end.pad = 0;
-    end.unit = 0;
+    end.unit = [0; 2];
     measured(scratch, connection);
     let pid = connection.pid;
     scratch.emit(Kind::OpaqueEnd, connection.sandbox, pid);

@@ -2,7 +2,7 @@
 //! answer, whom the thread that made it wakes when it is done, and which of the runtime's units of work sent it.
 //!
 //! A loop runs its units (the tasks of Python's asyncio) one after the other, each from the same depth of its thread's
-//! stack. So there is a place on the stack, always as far from where the stack ends when the loop waits, at which there
+//! stack. So there is a place on the stack, always as far from where the stack ended when the loop first waited, at which there
 //! is the address of the unit that runs, be it that it makes a call or answers. Where that place is depends on how the
 //! runtime was compiled. Of a process's first such calls and answers, therefore, the stack around is shown to user space,
 //! which learns it, and writes it to [`UNITS`]; from then on the one word is read.
@@ -45,10 +45,16 @@ const MOST: u64 = 384;
 /// Where the unit of work shows, in a process.
 #[repr(C)]
 pub struct Place {
-    /// Bytes from where the stack ends when the loop waits (two's complement), or [`place::SOUGHT`], or [`place::NOWHERE`].
+    /// Bytes from where the stack ended when the loop first waited (two's complement), or [`place::SOUGHT`], or
+    /// [`place::NOWHERE`]; and a second place, if there is one.
     at: Atomic,
+    second: Atomic,
     /// How many stacks were shown.
     told: Atomic,
+}
+
+impl Place {
+    const NEW: Self = Self { at: Atomic::new(place::SOUGHT), second: Atomic::new(0), told: Atomic::new(0) };
 }
 
 #[repr(C)]
@@ -109,11 +115,11 @@ pub fn hands_back(sandbox: u64, span: u64, by: Task, woken: Task, futex: u64) {
 /// Puts into `to` what the unit of work is known by that `task`, which is current, runs while it makes a call or answers;
 /// 0 if that is not known.
 #[inline(always)]
-pub fn unit(to: &mut u64, task: Task, sandbox: u64, span: u64, call: bool) {
-    *to = 0;
+pub fn unit(to: &mut [u64; 2], task: Task, sandbox: u64, span: u64, call: bool) {
+    *to = [0; 2];
     if task.is_known() {
         let task = u64::from(task.pid) << 32 | u64::from(task.tid);
-        find_unit(to, task, sandbox, span, u32::from(call));
+        find_unit(to.as_mut_ptr(), task, sandbox, span, u32::from(call));
     }
 }
 
@@ -129,7 +135,7 @@ extern "C" fn find_unit(to: *mut u64, task: u64, sandbox: u64, span: u64, call: 
     // SAFETY: a map look-up.
     let Some(found) = UNITS.get_ptr_mut(pid).and_then(|found| unsafe { Value::<Place>::new(found) }) else {
         if call == 1 {
-            let _ = UNITS.insert(pid, Place { at: Atomic::new(place::SOUGHT), told: Atomic::new(0) }, 0);
+            let _ = UNITS.insert(pid, Place::NEW, 0);
         }
         return 0;
     };
@@ -141,8 +147,12 @@ extern "C" fn find_unit(to: *mut u64, task: u64, sandbox: u64, span: u64, call: 
             }
         }
         at => {
-            // SAFETY: the caller's word, in a map value; the helper checks the source.
-            unsafe { bpf_probe_read_user(to.cast(), 8, sp.wrapping_add(at) as *const _) };
+            let second = sp.wrapping_add(found.second.load());
+            // SAFETY: the caller's words, in a map value; the helper checks the source.
+            unsafe {
+                bpf_probe_read_user(to.cast(), 8, sp.wrapping_add(at) as *const _);
+                bpf_probe_read_user(to.add(1).cast(), 8, second as *const _);
+            }
         }
     }
     0

@@ -226,7 +226,7 @@ fn hostile() -> impl Strategy<Value = (Header, Body<'static>)> {
             tid: 0,
             connecting_ns: 0,
             pad2: 0,
-            unit: 0,
+            unit: [0; 2],
         },
     );
     let end = (0..4u64, 0..6u64, 0..3u32, any::<u64>(), any::<u16>(), 0..9u8).prop_map(
@@ -243,7 +243,7 @@ fn hostile() -> impl Strategy<Value = (Header, Body<'static>)> {
             read_ns: 0,
             read_tid: 0,
             pad: 0,
-            unit: 0,
+            unit: [0; 2],
         },
     );
     let at = prop_oneof![0..50u64, Just(0), Just(u64::MAX)];
@@ -260,7 +260,7 @@ fn hostile() -> impl Strategy<Value = (Header, Body<'static>)> {
             Kind::OpaqueStart => Body::OpaqueStart(start),
             Kind::OpaqueEnd => Body::OpaqueEnd(end),
             Kind::RuntimeReport => {
-                let report = Report { what: end.sequence.into(), span: end.span, began_ns: at_ns, pad: [0; 13] };
+                let report = Report { what: end.sequence.into(), span: end.span, began_ns: at_ns, pad: [0; 14] };
                 Body::RuntimeReport(report, head)
             }
             Kind::SandboxExec => Body::SandboxExec(head),

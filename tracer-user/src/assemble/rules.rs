@@ -100,7 +100,7 @@ impl Run {
     fn end_of(span: Span, status: u16, reason: Reason, errno: u32) -> End {
         let (conn, sequence, reason) = (span.conn, span.sequence, reason as u8);
         let (retransmits, rtt_us, first_byte_ns, span) = (2, 150, 0, span.id);
-        let (read_ns, read_tid, pad, unit) = (0, 0, 0, 0);
+        let (read_ns, read_tid, pad, unit) = (0, 0, 0, [0; 2]);
         End {
             conn,
             span,

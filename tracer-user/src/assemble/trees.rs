@@ -200,7 +200,7 @@ impl Builder {
             read_ns: 0,
             read_tid: 0,
             pad: 0,
-            unit: 0,
+            unit: [0; 2],
         };
         self.requests.push(Request { conn, call, header, start, end, end_ns, head: head.into_bytes() });
     }
@@ -331,7 +331,7 @@ pub(crate) fn blank(context: Context, parent: u64, flags: u8, rule: Rule, tag: T
         tid: 0,
         connecting_ns: 0,
         pad2: 0,
-        unit: 0,
+        unit: [0; 2],
     }
 }
 

@@ -366,7 +366,7 @@ mod tests {
             tid: 0,
             connecting_ns: 0,
             pad2: 0,
-            unit: 0,
+            unit: [0; 2],
         }
     }
 
@@ -384,7 +384,7 @@ mod tests {
             read_ns: 0,
             read_tid: 0,
             pad: 0,
-            unit: 0,
+            unit: [0; 2],
         }
     }
 

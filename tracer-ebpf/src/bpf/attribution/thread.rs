@@ -44,7 +44,7 @@ pub struct Thread {
     pub sandbox: u64,
     /// The goroutine that read last; 0 in all but Go.
     pub goroutine: u64,
-    /// Where its stack ended when it last waited for many things at once; 0 if it has not: see [`crate::facts`].
+    /// Where its stack ended when it first waited for many things at once; 0 if it has not: see [`crate::facts`].
     pub wait_sp: u64,
     /// See [`how`].
     pub how: u8,
@@ -297,6 +297,7 @@ pub fn wakes(waker: Typed, wakee: Typed) {
     let mut known = known;
     if let Some(known) = &mut known
         && waits_for == kernel::Waits::Loop
+        && known.wait_sp == 0
     {
         known.wait_sp = waits.sp();
     }

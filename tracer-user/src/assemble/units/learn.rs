@@ -42,8 +42,8 @@ pub(super) struct Learner {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     NotYet,
-    /// What the kernel half is to know ([`place`]).
-    Settled(u64),
+    /// What the kernel half is to know ([`place`]): two places, or that there is none.
+    Settled([u64; 2]),
 }
 
 impl Learner {
@@ -76,41 +76,83 @@ impl Learner {
         // Each call, with those that may have made it: live, and at work, when it was sent.
         let calls = self.calls.iter().map(|call| {
             let live = |answer: &&Sample| (1..call.at_ns).contains(&answer.read_ns) && call.at_ns < answer.at_ns;
-            (call, ended_ns(call.span).unwrap_or(u64::MAX), self.answers.iter().filter(live).collect::<Vec<_>>())
+            let live = self.answers.iter().filter(live).collect::<Vec<_>>();
+            Asked { call, ended_ns: ended_ns(call.span).unwrap_or(u64::MAX), live }
         });
-        let calls: Vec<_> = calls.filter(|(.., live)| live.len() > 1).collect();
-        let mut best: Option<(i64, usize)> = None;
-        for at in (0..WORDS).filter(|at| self.is_told_apart(*at)) {
-            let (mut told, mut wrong) = (0, 0);
-            for (call, ended_ns, live) in &calls {
-                let word = call.words.get(at);
-                let mut same = live.iter().filter(|answer| answer.words.get(at) == word);
-                match (same.next(), same.next()) {
-                    (None, _) => {}
-                    (Some(answer), None) if *ended_ns <= answer.at_ns => told += 1,
-                    _ => wrong += 1,
-                }
-            }
-            let score = told as i64 - (wrong * TOLD_PER_WRONG) as i64;
-            if told >= TOLD_MIN && wrong * TOLD_PER_WRONG <= told && best.is_none_or(|(most, _)| score > most) {
-                best = Some((score, at));
+        let calls: Vec<Asked<'_>> = calls.filter(|asked| asked.live.len() > 1).collect();
+        let places: Vec<(usize, Vec<Said>)> = (0..WORDS)
+            .filter(|at| self.is_told_apart(*at))
+            .map(|at| (at, calls.iter().map(|asked| asked.says(at)).collect()))
+            .collect();
+        let mut first: Option<(usize, &(usize, Vec<Said>))> = None;
+        for place in &places {
+            let told = place.1.iter().filter(|said| matches!(said, Said::One(_))).count();
+            let wrong = place.1.iter().filter(|said| matches!(said, Said::Wrong)).count();
+            if told >= TOLD_MIN && wrong * TOLD_PER_WRONG <= told && first.is_none_or(|(most, _)| told > most) {
+                first = Some((told, place));
             }
         }
-        match best {
-            Some((_, at)) => {
-                let bytes = (at * WORD) as i64 - (STACK / 2) as i64;
-                Verdict::Settled(bytes as u64)
-            }
-            None if self.len() >= LAST => Verdict::Settled(place::NOWHERE),
-            None => Verdict::NotYet,
-        }
+        let Some((_, (at, said))) = first else {
+            return if self.len() >= LAST { Verdict::Settled([place::NOWHERE, 0]) } else { Verdict::NotYet };
+        };
+        // The way that a unit is woken shifts what it has on the stack: a second place may tell what the first does not. It
+        // must never contradict.
+        let more = |(_, other): &&(usize, Vec<Said>)| {
+            let pairs = || said.iter().zip(other);
+            let agree = pairs().all(|pair| match pair {
+                (Said::One(a), Said::One(b)) => a == b,
+                (_, Said::Wrong) => false,
+                _ => true,
+            });
+            let new = pairs().filter(|pair| matches!(pair, (Said::None | Said::Wrong, Said::One(_)))).count();
+            let both = pairs().filter(|pair| matches!(pair, (Said::One(_), Said::One(_)))).count();
+            if agree && both >= TOLD_MIN / 2 { new * 1000 + both } else { 0 }
+        };
+        let second = places.iter().filter(|other| more(other) > 0).max_by_key(more).map_or(*at, |(at, _)| *at);
+        let bytes = |at: usize| ((at * WORD) as i64 - (STACK / 2) as i64) as u64;
+        Verdict::Settled([bytes(*at), bytes(second)])
     }
 
     /// Whether the answers' words at this place may be addresses of things that there are several of.
     fn is_told_apart(&self, at: usize) -> bool {
-        const USER: std::ops::Range<u64> = 0x1_0000..1 << 56;
         let words = || self.answers.iter().filter_map(|answer| answer.words.get(at).copied());
-        let address = |word: u64| USER.contains(&word) && word.is_multiple_of(WORD as u64);
-        words().all(address) && words().collect::<BTreeSet<u64>>().len() > 2
+        let addresses = words().filter(|word| is_address(*word));
+        2 * addresses.clone().count() > self.answers.len() && addresses.collect::<BTreeSet<u64>>().len() > 2
+    }
+}
+
+/// Whether a word may be the address of an object in a process's memory.
+fn is_address(word: u64) -> bool {
+    const USER: std::ops::Range<u64> = 0x1_0000..1 << 56;
+    USER.contains(&word) && word.is_multiple_of(WORD as u64)
+}
+
+/// A call, and the answers of those that were live.
+struct Asked<'a> {
+    call: &'a Sample,
+    ended_ns: u64,
+    live: Vec<&'a Sample>,
+}
+
+/// What a place says of a call.
+#[derive(Clone, Copy)]
+enum Said {
+    /// Nobody had the word.
+    None,
+    /// The invocation with this span had it.
+    One(u64),
+    /// Several had it, or one that answered before the call was over.
+    Wrong,
+}
+
+impl Asked<'_> {
+    fn says(&self, at: usize) -> Said {
+        let Some(word) = self.call.words.get(at).filter(|word| is_address(**word)) else { return Said::None };
+        let mut same = self.live.iter().filter(|answer| answer.words.get(at) == Some(word));
+        match (same.next(), same.next()) {
+            (None, _) => Said::None,
+            (Some(answer), None) if self.ended_ns <= answer.at_ns => Said::One(answer.span),
+            _ => Said::Wrong,
+        }
     }
 }

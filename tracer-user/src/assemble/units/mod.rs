@@ -43,7 +43,7 @@ const KNOWN: usize = 16_384;
 struct Held {
     place: Place,
     pid: u32,
-    unit: u64,
+    unit: [u64; 2],
     at_ns: u64,
     hint: Option<Hint>,
 }
@@ -86,13 +86,13 @@ pub(super) struct Units {
     next_ns: u64,
     learners: Map<u32, Learner>,
     stood: Map<u32, Stood>,
-    learned: Vec<(u32, u64)>,
+    learned: Vec<(u32, [u64; 2])>,
 }
 
 impl Assembler {
     /// Where the units of processes show, as learned since the last time: the process, and what the kernel half is to have
     /// for it ([`tracer_ebpf::record::place`]).
-    pub fn unit_places(&mut self) -> Vec<(u32, u64)> {
+    pub fn unit_places(&mut self) -> Vec<(u32, [u64; 2])> {
         std::mem::take(&mut self.units.learned)
     }
 
@@ -107,8 +107,8 @@ impl Assembler {
     }
 
     /// Lets a call wait for its unit's answer; `false` if it cannot.
-    pub(super) fn await_unit(&mut self, key: u32, unit: u64, hint: Option<Hint>) -> bool {
-        if unit == 0 || self.config.infer_min >= 1.0 {
+    pub(super) fn await_unit(&mut self, key: u32, unit: [u64; 2], hint: Option<Hint>) -> bool {
+        if unit == [0; 2] || self.config.infer_min >= 1.0 {
             return false;
         }
         let (sandbox, now_ns) = (self.spans[key as usize].sandbox, self.now_ns);
@@ -156,11 +156,13 @@ impl Assembler {
         }
         let Some(watch) = self.units.sandboxes.get_mut(&span.sandbox) else { return };
         watch.running.remove(&(span.at_ns, key));
-        if end.unit == 0 || end.read_ns == 0 {
+        if end.unit == [0; 2] || end.read_ns == 0 {
             return;
         }
         let of_unit = |held: &mut Held| {
-            held.unit == end.unit && held.pid == header.pid && (end.read_ns..header.at_ns).contains(&held.at_ns)
+            let same =
+                held.unit.iter().zip(end.unit).any(|(of_call, of_answer)| *of_call == of_answer && of_answer != 0);
+            same && held.pid == header.pid && (end.read_ns..header.at_ns).contains(&held.at_ns)
         };
         let found: Vec<Held> = watch.held.extract_if(.., of_unit).collect();
         let maker = Place::of(key, span);
@@ -240,9 +242,9 @@ impl Assembler {
         };
         match learner.verdict(ended_ns) {
             Verdict::NotYet => {}
-            Verdict::Settled(place) => {
+            Verdict::Settled(places) => {
                 self.units.learners.remove(&pid);
-                self.units.learned.push((pid, place));
+                self.units.learned.push((pid, places));
             }
         }
     }
