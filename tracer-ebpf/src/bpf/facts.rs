@@ -39,7 +39,7 @@ struct HandBackRecord {
     back: HandBack,
 }
 
-/// So many stacks of a process are shown.
+/// So many stacks of a process are shown, and as many again whenever user space asks for them.
 const MOST: u64 = 384;
 
 /// Where the unit of work shows, in a process.
@@ -49,12 +49,12 @@ pub struct Place {
     /// [`place::NOWHERE`]; and a second place, if there is one.
     at: Atomic,
     second: Atomic,
-    /// How many stacks were shown.
-    told: Atomic,
+    /// How many stacks are still to be shown.
+    wanted: Atomic,
 }
 
 impl Place {
-    const NEW: Self = Self { at: Atomic::new(place::SOUGHT), second: Atomic::new(0), told: Atomic::new(0) };
+    const NEW: Self = Self { at: Atomic::new(place::SOUGHT), second: Atomic::new(0), wanted: Atomic::new(MOST) };
 }
 
 #[repr(C)]
@@ -130,6 +130,11 @@ extern "C" fn find_unit(to: *mut u64, task: u64, sandbox: u64, span: u64, call: 
     let Some(known) = attribution::thread(tid) else { return 0 };
     let sp = known.wait_sp;
     if sp == 0 {
+        // SAFETY: the caller's words, in a map value.
+        unsafe {
+            to.write(known.unit[0]);
+            to.add(1).write(known.unit[1]);
+        }
         return 0;
     }
     // SAFETY: a map look-up.
@@ -139,23 +144,41 @@ extern "C" fn find_unit(to: *mut u64, task: u64, sandbox: u64, span: u64, call: 
         }
         return 0;
     };
-    match found.at.load() {
-        place::NOWHERE => {}
-        place::SOUGHT => {
-            if found.told.load() < MOST && found.told.add(1) < MOST {
-                show_stack(sp, sandbox, span, task, call);
-            }
-        }
-        at => {
-            let second = sp.wrapping_add(found.second.load());
-            // SAFETY: the caller's words, in a map value; the helper checks the source.
-            unsafe {
-                bpf_probe_read_user(to.cast(), 8, sp.wrapping_add(at) as *const _);
-                bpf_probe_read_user(to.add(1).cast(), 8, second as *const _);
-            }
-        }
+    // Two CPUs may take the last one at once; then it wraps, and is no number that is wanted.
+    if (1..=MOST).contains(&found.wanted.load()) && (1..=MOST).contains(&found.wanted.add(u64::MAX)) {
+        show_stack(sp, sandbox, span, task, call);
     }
+    // SAFETY: the caller's words, in a map value.
+    unsafe { read_unit(&found, sp, to) };
     0
+}
+
+/// # Safety
+///
+/// `to` must point to two words, in a map value.
+#[inline(always)]
+unsafe fn read_unit(found: &Value<Place>, sp: u64, to: *mut u64) {
+    let (at, second) = (found.at.load(), found.second.load());
+    if at == place::SOUGHT || at == place::NOWHERE {
+        return;
+    }
+    // SAFETY: the caller vouches for the destination; the helper checks the source.
+    unsafe {
+        bpf_probe_read_user(to.cast(), 8, sp.wrapping_add(at) as *const _);
+        bpf_probe_read_user(to.add(1).cast(), 8, sp.wrapping_add(second) as *const _);
+    }
+}
+
+/// `by`, which is current and runs units of work, wakes a thread that has waited for work: what that does now it does for the
+/// unit.
+#[inline(always)]
+pub fn hands_unit(by: Task, sp: u64, to: &mut [u64; 2]) {
+    *to = [0; 2];
+    // SAFETY: a map look-up.
+    if let Some(found) = UNITS.get_ptr_mut(by.pid).and_then(|found| unsafe { Value::<Place>::new(found) }) {
+        // SAFETY: the caller's words, in a map value.
+        unsafe { read_unit(&found, sp, to.as_mut_ptr()) };
+    }
 }
 
 #[inline(always)]

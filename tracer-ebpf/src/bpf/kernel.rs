@@ -481,6 +481,13 @@ impl Registers {
         }
     }
 
+    /// Whether it waits for another thread without a limit of time. For a lock that a thread wants in the middle of its work
+    /// some runtimes set one (Python's for the interpreter: Python/ceval_gil.c, take_gil).
+    #[inline(always)]
+    pub fn waits_for_good(self) -> bool {
+        self.call() == syscall::FUTEX && self.0.get::<u64>(&OFF_REGS_R10) == 0
+    }
+
     #[inline(always)]
     fn second(self) -> u64 {
         self.0.get(&OFF_REGS_SI)

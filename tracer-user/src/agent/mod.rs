@@ -398,12 +398,10 @@ impl Agent {
     /// # Errors
     ///
     /// If the map cannot be written.
-    pub fn note_unit_places(&mut self, pid: u32, places: [u64; 2]) -> Result<()> {
+    pub fn note_unit_places(&mut self, pid: u32, places: [u64; 3]) -> Result<()> {
         let map = self.bpf()?.map_mut("UNITS").context("the object has no map UNITS")?;
         let mut noted: HashMap<_, u32, [u64; 3]> = HashMap::try_from(map)?;
-        noted
-            .insert(pid, [places[0], places[1], 0], 0)
-            .with_context(|| format!("note where the units of process {pid} show"))
+        noted.insert(pid, places, 0).with_context(|| format!("note where the units of process {pid} show"))
     }
 
     /// What the kernel half logs, for `-v`. `None` if the object does not log.

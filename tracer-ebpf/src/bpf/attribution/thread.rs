@@ -46,6 +46,8 @@ pub struct Thread {
     pub goroutine: u64,
     /// Where its stack ended when it first waited for many things at once; 0 if it has not: see [`crate::facts`].
     pub wait_sp: u64,
+    /// The unit of work of the loop that woke it last out of a wait for work; 0 if none did.
+    pub unit: [u64; 2],
     /// See [`how`].
     pub how: u8,
     /// 1 once it has called while nothing was live: it has work of its own.
@@ -69,6 +71,7 @@ impl Thread {
         sandbox: 0,
         goroutine: 0,
         wait_sp: 0,
+        unit: [0; 2],
         how: how::NOTHING,
         background: 0,
         after: 0,
@@ -308,11 +311,19 @@ pub fn wakes(waker: Typed, wakee: Typed) {
         && giver.owes == 1
         && let Some(known) = &known
         && known.how == how::DEDICATED
-        && waits_for == kernel::Waits::Futex
+        && waits.waits_for_good()
         && known.is_live()
         && kernel::registers(waker).is_some_and(Registers::may_wake)
     {
         facts::hands_back(known.sandbox, known.context.span_id, by, woken, waits.first());
+    }
+    if let Some(giver) = &giver
+        && giver.wait_sp != 0
+        && waits.waits_for_good()
+        && let Some(mut woken) = entry(woken)
+        && woken.wait_sp == 0
+    {
+        facts::hands_unit(by, giver.wait_sp, &mut woken.unit);
     }
     if let Some(mut giver) = giver
         && giver.how != how::NOTHING

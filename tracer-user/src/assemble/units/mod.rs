@@ -15,7 +15,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tracer_ebpf::record::{End, Header, Sought};
+use tracer_ebpf::record::{End, Header, Sought, place};
 
 use super::{
     Assembler,
@@ -37,6 +37,13 @@ const HELD: usize = 16_384;
 const LEARNERS: usize = 8;
 /// Processes of which it is known.
 const KNOWN: usize = 16_384;
+/// Stacks that the kernel half is to show when what was learned fails, as many as for a new process.
+const AGAIN: u64 = 384;
+/// What was learned fails if more than one in so many calls wait in vain, of so many.
+const IN_VAIN_PER: u32 = 20;
+const IN_VAIN_OF: u32 = 64;
+/// After so long it may be learned again, and each time twice as long after the last.
+const AGAIN_NS: u64 = 2_000_000_000;
 
 /// A call that waits.
 #[derive(Debug)]
@@ -57,14 +64,22 @@ struct Watch {
     last_ns: u64,
 }
 
-/// How the units of a process have stood the test: their calls have to be over when they answer.
+/// A process of which it is known where units show, and how that has stood the test.
 #[derive(Clone, Copy, Debug, Default)]
-struct Stood {
+struct Known {
+    places: [u64; 2],
+    /// Calls that were over when their invocation answered, and others: they have to be.
     over: u32,
     open: u32,
+    /// Since it was learned last: calls that found their invocation, and others.
+    found: u32,
+    in_vain: u32,
+    /// When it was learned, and how long that is to do.
+    learned_ns: u64,
+    lasts_ns: u64,
 }
 
-impl Stood {
+impl Known {
     /// How probably a unit's call is its invocation's. One that goes on beyond the answer is as likely another's.
     fn p(&mut self, over: bool) -> f64 {
         *(if over { &mut self.over } else { &mut self.open }) += 1;
@@ -74,6 +89,16 @@ impl Stood {
         let (over_so_far, open) = (f64::from(self.over), f64::from(self.open));
         let p = (over_so_far + 19.0) / (over_so_far + open + 20.0);
         if over { p } else { p / 2.0 }
+    }
+
+    /// Whether too many calls wait in vain, and it is time to learn anew.
+    fn fails(&mut self, now_ns: u64) -> bool {
+        if self.found + self.in_vain < IN_VAIN_OF {
+            return false;
+        }
+        let fails = self.in_vain * IN_VAIN_PER > self.found + self.in_vain;
+        (self.found, self.in_vain) = (0, 0);
+        fails && now_ns.saturating_sub(self.learned_ns) >= self.lasts_ns
     }
 }
 
@@ -85,14 +110,14 @@ pub(super) struct Units {
     held: usize,
     next_ns: u64,
     learners: Map<u32, Learner>,
-    stood: Map<u32, Stood>,
-    learned: Vec<(u32, [u64; 2])>,
+    known: Map<u32, Known>,
+    learned: Vec<(u32, [u64; 3])>,
 }
 
 impl Assembler {
     /// Where the units of processes show, as learned since the last time: the process, and what the kernel half is to have
-    /// for it ([`tracer_ebpf::record::place`]).
-    pub fn unit_places(&mut self) -> Vec<(u32, [u64; 2])> {
+    /// for it: two places ([`tracer_ebpf::record::place`]), and how many more stacks it is to show.
+    pub fn unit_places(&mut self) -> Vec<(u32, [u64; 3])> {
         std::mem::take(&mut self.units.learned)
     }
 
@@ -168,10 +193,10 @@ impl Assembler {
         let maker = Place::of(key, span);
         for held in found {
             let over = held.place.find(&self.spans).is_some_and(|call| call.ended);
-            if self.units.stood.len() >= KNOWN && !self.units.stood.contains_key(&held.pid) {
-                self.units.stood.clear();
-            }
-            let p = self.units.stood.entry(held.pid).or_default().p(over);
+            let p = self.units.known.get_mut(&held.pid).map_or(0.0, |known| {
+                known.found += 1;
+                known.p(over)
+            });
             self.unit_decided(&held, Some((maker, p)));
         }
     }
@@ -199,6 +224,13 @@ impl Assembler {
         }
         for held in in_vain {
             self.unit_decided(&held, None);
+            let Some(known) = self.units.known.get_mut(&held.pid) else { continue };
+            known.in_vain += 1;
+            if known.fails(now_ns) && !self.units.learners.contains_key(&held.pid) {
+                known.lasts_ns = (2 * known.lasts_ns).max(AGAIN_NS);
+                known.learned_ns = now_ns;
+                self.units.learned.push((held.pid, [known.places[0], known.places[1], AGAIN]));
+            }
         }
     }
 
@@ -244,7 +276,16 @@ impl Assembler {
             Verdict::NotYet => {}
             Verdict::Settled(places) => {
                 self.units.learners.remove(&pid);
-                self.units.learned.push((pid, places));
+                if self.units.known.len() >= KNOWN {
+                    self.units.known.clear();
+                }
+                let known = self.units.known.entry(pid).or_default();
+                // What is not found again is not forgotten: another time the same may be true again.
+                if places[0] != place::NOWHERE || known.places == [place::SOUGHT; 2] {
+                    known.places = places;
+                }
+                known.learned_ns = self.now_ns;
+                self.units.learned.push((pid, [known.places[0], known.places[1], 0]));
             }
         }
     }
