@@ -442,16 +442,26 @@ pub mod place {
 /// Bytes of a stack that a [`Sought`] carries: as many below the place where it ended when the thread waited, as above.
 pub const STACK: usize = 2048;
 
+/// What a [`Sought`] says.
+pub mod sought {
+    /// An invocation answers.
+    pub const ANSWERS: u32 = 0;
+    /// A call is sent.
+    pub const CALLS: u32 = 1;
+    /// A thread that has waited for work is woken.
+    pub const HANDS: u32 = 2;
+}
+
 /// Whose the stack is that follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Sought {
-    /// The call, or the invocation that answers.
+    /// The call, or the invocation that answers; 0 with [`sought::HANDS`].
     pub span: u64,
-    /// The thread.
+    /// The thread; with [`sought::HANDS`] the one that is woken.
     pub tid: u32,
-    /// 1 if it is a call.
-    pub call: u32,
+    /// See [`sought`].
+    pub what: u32,
 }
 
 const _: () = assert!(size_of::<Header>() == 24);

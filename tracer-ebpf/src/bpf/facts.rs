@@ -14,12 +14,12 @@ use aya_ebpf::helpers::{
 use core::{ffi::c_void, ptr};
 use tracer_ebpf::{
     counter::Counter,
-    record::{HandBack, Header, Kind, Read, Rule, STACK, START_WEAK, Sought, place},
+    record::{HandBack, Header, Kind, Read, Rule, STACK, START_WEAK, Sought, place, sought},
 };
 
 use crate::{
     atomic::Atomic,
-    attribution,
+    attribution::{self, Thread},
     connection::{Connection, unsure},
     kernel::Task,
     maps::{RECORDS, UNITS, count},
@@ -119,7 +119,7 @@ pub fn unit(to: &mut [u64; 2], task: Task, sandbox: u64, span: u64, call: bool) 
     *to = [0; 2];
     if task.is_known() {
         let task = u64::from(task.pid) << 32 | u64::from(task.tid);
-        find_unit(to.as_mut_ptr(), task, sandbox, span, u32::from(call));
+        find_unit(to.as_mut_ptr(), task, sandbox, span, if call { sought::CALLS } else { sought::ANSWERS });
     }
 }
 
@@ -128,6 +128,11 @@ pub fn unit(to: &mut [u64; 2], task: Task, sandbox: u64, span: u64, call: bool) 
 extern "C" fn find_unit(to: *mut u64, task: u64, sandbox: u64, span: u64, call: u32) -> u32 {
     let (pid, tid) = ((task >> 32) as u32, task as u32);
     let Some(known) = attribution::thread(tid) else { return 0 };
+    // SAFETY: a map look-up.
+    let found = UNITS.get_ptr_mut(pid).and_then(|found| unsafe { Value::<Place>::new(found) });
+    if found.is_none() && call == sought::CALLS {
+        let _ = UNITS.insert(pid, Place::NEW, 0);
+    }
     let sp = known.wait_sp;
     if sp == 0 {
         // SAFETY: the caller's words, in a map value.
@@ -137,15 +142,8 @@ extern "C" fn find_unit(to: *mut u64, task: u64, sandbox: u64, span: u64, call: 
         }
         return 0;
     }
-    // SAFETY: a map look-up.
-    let Some(found) = UNITS.get_ptr_mut(pid).and_then(|found| unsafe { Value::<Place>::new(found) }) else {
-        if call == 1 {
-            let _ = UNITS.insert(pid, Place::NEW, 0);
-        }
-        return 0;
-    };
-    // Two CPUs may take the last one at once; then it wraps, and is no number that is wanted.
-    if (1..=MOST).contains(&found.wanted.load()) && (1..=MOST).contains(&found.wanted.add(u64::MAX)) {
+    let Some(found) = found else { return 0 };
+    if takes_one(&found) {
         show_stack(sp, sandbox, span, task, call);
     }
     // SAFETY: the caller's words, in a map value.
@@ -169,20 +167,30 @@ unsafe fn read_unit(found: &Value<Place>, sp: u64, to: *mut u64) {
     }
 }
 
-/// `by`, which is current and runs units of work, wakes a thread that has waited for work: what that does now it does for the
-/// unit.
+/// `by`, which is current and runs units of work, wakes the thread `woken`, which has waited for work: what that does now it
+/// does for the unit.
 #[inline(always)]
-pub fn hands_unit(by: Task, sp: u64, to: &mut [u64; 2]) {
+pub fn hands_unit(by: Task, from: &Thread, woken: Task, to: &mut [u64; 2]) {
     *to = [0; 2];
     // SAFETY: a map look-up.
-    if let Some(found) = UNITS.get_ptr_mut(by.pid).and_then(|found| unsafe { Value::<Place>::new(found) }) {
-        // SAFETY: the caller's words, in a map value.
-        unsafe { read_unit(&found, sp, to.as_mut_ptr()) };
+    let Some(found) = UNITS.get_ptr_mut(by.pid).and_then(|found| unsafe { Value::<Place>::new(found) }) else { return };
+    if takes_one(&found) {
+        let task = u64::from(by.pid) << 32 | u64::from(woken.tid);
+        show_stack(from.wait_sp, from.sandbox, 0, task, sought::HANDS);
     }
+    // SAFETY: the caller's words, in a map value.
+    unsafe { read_unit(&found, from.wait_sp, to.as_mut_ptr()) };
+}
+
+/// Whether one more stack is to be shown. Two CPUs may take the last one at once; then the number wraps, and is none that is
+/// wanted.
+#[inline(always)]
+fn takes_one(found: &Place) -> bool {
+    (1..=MOST).contains(&found.wanted.load()) && (1..=MOST).contains(&found.wanted.add(u64::MAX))
 }
 
 #[inline(always)]
-fn show_stack(sp: u64, sandbox: u64, span: u64, task: u64, call: u32) {
+fn show_stack(sp: u64, sandbox: u64, span: u64, task: u64, what: u32) {
     const BYTES: usize = size_of::<SoughtRecord>();
     // SAFETY: a ring buffer, and a size that the verifier knows.
     let record = unsafe { bpf_ringbuf_reserve((&raw const RECORDS).cast_mut().cast(), BYTES as u64, 0) };
@@ -197,7 +205,7 @@ fn show_stack(sp: u64, sandbox: u64, span: u64, task: u64, call: u32) {
     unsafe {
         (*record).header = header(Kind::UnitSought, sandbox, (task >> 32) as u32);
         (*record).header.tail_len = STACK as u16;
-        (*record).sought = Sought { span, tid: task as u32, call };
+        (*record).sought = Sought { span, tid: task as u32, what };
         bpf_probe_read_user((&raw mut (*record).stack).cast(), STACK as u32, from as *const _);
         bpf_ringbuf_submit(record.cast(), 1);
     }

@@ -266,7 +266,7 @@ fn hostile() -> impl Strategy<Value = (Header, Body<'static>)> {
             Kind::SandboxExec => Body::SandboxExec(head),
             Kind::SandboxListens => Body::SandboxListens(Listen { port: 80, pad: [0; 6] }),
             Kind::ResponseRead => Body::ResponseRead(Read { span: end.span, tid: 1, whole: end.status.into() }),
-            Kind::UnitSought => Body::UnitSought(Sought { span: end.span, tid: 1, call: end.status.into() }, head),
+            Kind::UnitSought => Body::UnitSought(Sought { span: end.span, tid: 1, what: end.status.into() }, head),
             Kind::HandBack => Body::HandBack(HandBack { span: end.span, futex: 1, tid: 1, wakes: 2 }),
         };
         (header, body)

@@ -320,10 +320,10 @@ pub fn wakes(waker: Typed, wakee: Typed) {
     if let Some(giver) = &giver
         && giver.wait_sp != 0
         && waits.waits_for_good()
-        && let Some(mut woken) = entry(woken)
-        && woken.wait_sp == 0
+        && let Some(mut taker) = entry(woken)
+        && taker.wait_sp == 0
     {
-        facts::hands_unit(by, giver.wait_sp, &mut woken.unit);
+        facts::hands_unit(by, giver, woken, &mut taker.unit);
     }
     if let Some(mut giver) = giver
         && giver.how != how::NOTHING

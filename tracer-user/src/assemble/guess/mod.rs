@@ -396,6 +396,9 @@ impl Assembler {
         let live = start.live;
         let span = &self.spans[key as usize];
         let is_open = span.class == Class::Call && span.parent == 0 && span.rule == Rule::None;
+        if is_open && live > 1 {
+            self.unit_called(key, start.tid);
+        }
         if is_open && live > 1 && self.await_unit(key, start.unit, hint) {
             return;
         }

@@ -6,9 +6,9 @@
 //! call was over. Words that merely tell one moment from the next fail that: what was sent just before another's answer
 //! would be that one's, and is not over.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use tracer_ebpf::record::{STACK, Sought, place};
+use tracer_ebpf::record::{STACK, Sought, place, sought};
 
 const WORD: usize = size_of::<u64>();
 /// Words of a stack.
@@ -36,6 +36,9 @@ struct Sample {
 pub(super) struct Learner {
     calls: Vec<Sample>,
     answers: Vec<Sample>,
+    /// Of threads that were woken and have made no call since.
+    handed: BTreeMap<u32, Sample>,
+    shown: usize,
 }
 
 /// What came of it.
@@ -50,9 +53,24 @@ impl Learner {
     pub fn add(&mut self, at_ns: u64, sought: &Sought, stack: &[u8]) {
         let (words, _) = stack.as_chunks::<WORD>();
         let words = words.iter().map(|word| u64::from_ne_bytes(*word)).collect();
-        let samples = if sought.call == 1 { &mut self.calls } else { &mut self.answers };
-        if samples.len() < LAST {
-            samples.push(Sample { span: sought.span, at_ns, read_ns: 0, words });
+        let sample = Sample { span: sought.span, at_ns, read_ns: 0, words };
+        self.shown += 1;
+        if self.shown > LAST {
+            return;
+        }
+        match sought.what {
+            sought::CALLS => self.calls.push(sample),
+            sought::ANSWERS => self.answers.push(sample),
+            _ => drop(self.handed.insert(sought.tid, sample)),
+        }
+    }
+
+    /// A thread has made a call. If it was woken for that, then by whom counts.
+    pub fn called(&mut self, tid: u32, span: u64) {
+        if self.calls.len() < LAST
+            && let Some(handed) = self.handed.remove(&tid)
+        {
+            self.calls.push(Sample { span, ..handed });
         }
     }
 
@@ -63,12 +81,8 @@ impl Learner {
         }
     }
 
-    fn len(&self) -> usize {
-        self.calls.len() + self.answers.len()
-    }
-
     pub fn is_due(&self) -> bool {
-        self.len() >= LAST || (self.len() >= FIRST && (self.len() - FIRST).is_multiple_of(STEP))
+        self.shown >= LAST || (self.shown >= FIRST && (self.shown - FIRST).is_multiple_of(STEP))
     }
 
     /// `ended_ns`: when a call was over, if it is.
@@ -93,22 +107,24 @@ impl Learner {
             }
         }
         let Some((_, (at, said))) = first else {
-            return if self.len() >= LAST { Verdict::Settled([place::NOWHERE, 0]) } else { Verdict::NotYet };
+            return if self.shown >= LAST { Verdict::Settled([place::NOWHERE, 0]) } else { Verdict::NotYet };
         };
-        // The way that a unit is woken shifts what it has on the stack: a second place may tell what the first does not. It
-        // must never contradict.
-        let more = |(_, other): &&(usize, Vec<Said>)| {
+        // The way that a unit is woken shifts what it has on the stack: a second place may tell what the first does not, if
+        // not of these calls then of others. It must never contradict, and is of no use if it tells the same always.
+        let worth = |(_, other): &&(usize, Vec<Said>)| {
             let pairs = || said.iter().zip(other);
-            let agree = pairs().all(|pair| match pair {
-                (Said::One(a), Said::One(b)) => a == b,
-                (_, Said::Wrong) => false,
-                _ => true,
+            let count = |which: fn(&(&Said, &Said)) -> bool| pairs().filter(which).count();
+            let contradicts = count(|pair| match pair {
+                (Said::One(a), Said::One(b)) => a != b,
+                (_, Said::Wrong) => true,
+                _ => false,
             });
-            let new = pairs().filter(|pair| matches!(pair, (Said::None | Said::Wrong, Said::One(_)))).count();
-            let both = pairs().filter(|pair| matches!(pair, (Said::One(_), Said::One(_)))).count();
-            if agree && both >= TOLD_MIN / 2 { new * 1000 + both } else { 0 }
+            let new = count(|pair| matches!(pair, (Said::None | Said::Wrong, Said::One(_))));
+            let both = count(|pair| matches!(pair, (Said::One(_), Said::One(_))));
+            let differs = new > 0 || count(|pair| matches!(pair, (Said::One(_), Said::None))) > 0;
+            if contradicts == 0 && both >= TOLD_MIN / 2 { (new, differs, both) } else { (0, false, 0) }
         };
-        let second = places.iter().filter(|other| more(other) > 0).max_by_key(more).map_or(*at, |(at, _)| *at);
+        let second = places.iter().filter(|other| worth(other).1).max_by_key(worth).map_or(*at, |(at, _)| *at);
         let bytes = |at: usize| ((at * WORD) as i64 - (STACK / 2) as i64) as u64;
         Verdict::Settled([bytes(*at), bytes(second)])
     }

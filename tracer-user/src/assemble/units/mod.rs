@@ -24,8 +24,8 @@ use super::{
 };
 use learn::{Learner, Verdict};
 
-/// Longest time that a call waits for the answers.
-const HOLD_NS: u64 = 2_000_000_000;
+/// Longest time that a call waits for the answers. Only the call waits, and what it caused.
+const HOLD_NS: u64 = 10_000_000_000;
 /// How often it is looked for calls that wait in vain.
 const STEP_NS: u64 = 20_000_000;
 /// A sandbox without such calls for so long is no longer watched.
@@ -53,6 +53,8 @@ struct Held {
     unit: [u64; 2],
     at_ns: u64,
     hint: Option<Hint>,
+    /// Who answered with the second word, and so may have made it, if nobody answers with the first. Its path waits.
+    second: Option<(Place, bool)>,
 }
 
 /// A sandbox with such calls.
@@ -68,9 +70,9 @@ struct Watch {
 #[derive(Clone, Copy, Debug, Default)]
 struct Known {
     places: [u64; 2],
-    /// Calls that were over when their invocation answered, and others: they have to be.
-    over: u32,
-    open: u32,
+    /// By the first word, and by the second: calls that were placed rightly as far as can be tested, and others.
+    right: [u32; 2],
+    wrong: [u32; 2],
     /// Since it was learned last: calls that found their invocation, and others.
     found: u32,
     in_vain: u32,
@@ -80,14 +82,19 @@ struct Known {
 }
 
 impl Known {
-    /// How probably a unit's call is its invocation's. One that goes on beyond the answer is as likely another's.
-    fn p(&mut self, over: bool) -> f64 {
-        *(if over { &mut self.over } else { &mut self.open }) += 1;
-        if self.over + self.open > 4096 {
-            (self.over, self.open) = (self.over / 2, self.open / 2);
+    fn note(&mut self, word: usize, right: bool) {
+        let counts = if right { &mut self.right } else { &mut self.wrong };
+        counts[word] += 1;
+        if counts[word] > 4096 {
+            (self.right[word], self.wrong[word]) = (self.right[word] / 2, self.wrong[word] / 2);
         }
-        let (over_so_far, open) = (f64::from(self.over), f64::from(self.open));
-        let p = (over_so_far + 19.0) / (over_so_far + open + 20.0);
+    }
+
+    /// How probably a call is its unit's invocation's, as this word tells. One that went on beyond the answer is as likely
+    /// another's.
+    fn p(&self, word: usize, over: bool) -> f64 {
+        let (right, wrong) = (f64::from(self.right[word]), f64::from(self.wrong[word]));
+        let p = (right + 19.0) / (right + wrong + 20.0);
         if over { p } else { p / 2.0 }
     }
 
@@ -146,7 +153,7 @@ impl Assembler {
         let place = Place::of(key, span);
         self.trees[span.tree as usize].held += 1;
         watch.last_ns = now_ns;
-        watch.held.push(Held { place, pid: span.pid, unit, at_ns: span.at_ns, hint });
+        watch.held.push(Held { place, pid: span.pid, unit, at_ns: span.at_ns, hint, second: None });
         self.units.held += 1;
         self.totals.inference.held += 1;
         true
@@ -179,24 +186,40 @@ impl Assembler {
         if let Some(learner) = self.units.learners.get_mut(&header.pid) {
             learner.answered(span.id, end.read_ns);
         }
+        let given_out = span.given_out();
         let Some(watch) = self.units.sandboxes.get_mut(&span.sandbox) else { return };
         watch.running.remove(&(span.at_ns, key));
-        if end.unit == [0; 2] || end.read_ns == 0 {
+        if end.unit == [0; 2] || end.read_ns == 0 || given_out {
             return;
         }
-        let of_unit = |held: &mut Held| {
-            let same =
-                held.unit.iter().zip(end.unit).any(|(of_call, of_answer)| *of_call == of_answer && of_answer != 0);
-            same && held.pid == header.pid && (end.read_ns..header.at_ns).contains(&held.at_ns)
+        let (unit, during) = (end.unit, end.read_ns..header.at_ns);
+        let is_its = |held: &Held, word: usize| {
+            unit[word] != 0 && held.unit[word] == unit[word] && held.pid == header.pid && during.contains(&held.at_ns)
         };
-        let found: Vec<Held> = watch.held.extract_if(.., of_unit).collect();
         let maker = Place::of(key, span);
+        let found: Vec<Held> = watch.held.extract_if(.., |held| is_its(held, 0)).collect();
+        let over = |held: &Held| held.place.find(&self.spans).is_some_and(|call| call.ended);
+        for held in watch.held.iter_mut().filter(|held| is_its(held, 1) && held.second.is_none()) {
+            held.second = Some((maker, over(held)));
+            self.trees[span.tree as usize].held += 1;
+        }
         for held in found {
             let over = held.place.find(&self.spans).is_some_and(|call| call.ended);
-            let p = self.units.known.get_mut(&held.pid).map_or(0.0, |known| {
-                known.found += 1;
-                known.p(over)
-            });
+            let Some(known) = self.units.known.get_mut(&held.pid) else {
+                self.unit_decided(&held, None);
+                continue;
+            };
+            known.found += 1;
+            known.note(0, over);
+            if held.unit[1] != 0 && unit[1] != 0 {
+                // What the second word would have told.
+                match held.second {
+                    Some((other, _)) => known.note(1, other == maker),
+                    None if held.unit[1] == unit[1] => known.note(1, over),
+                    None => {}
+                }
+            }
+            let p = known.p(0, over);
             self.unit_decided(&held, Some((maker, p)));
         }
     }
@@ -223,8 +246,14 @@ impl Assembler {
             in_vain.extend(watch.held.extract_if(.., late));
         }
         for held in in_vain {
-            self.unit_decided(&held, None);
+            let known = self.units.known.get(&held.pid);
+            let second = held.second.zip(known).map(|((maker, over), known)| (maker, known.p(1, over)));
+            self.unit_decided(&held, second);
             let Some(known) = self.units.known.get_mut(&held.pid) else { continue };
+            if second.is_some() {
+                known.found += 1;
+                continue;
+            }
             known.in_vain += 1;
             if known.fails(now_ns) && !self.units.learners.contains_key(&held.pid) {
                 known.lasts_ns = (2 * known.lasts_ns).max(AGAIN_NS);
@@ -251,10 +280,20 @@ impl Assembler {
             }
             (None, _) => self.totals.inference.unplaced += 1,
         }
-        let Some(tree) = held.place.in_flight(&self.spans).map(|span| span.tree) else { return };
-        let entry = &mut self.trees[tree as usize];
-        entry.held = entry.held.saturating_sub(1);
-        self.check_ready(tree);
+        for place in [Some(held.place), held.second.map(|(maker, _)| maker)].into_iter().flatten() {
+            let Some(tree) = place.in_flight(&self.spans).map(|span| span.tree) else { continue };
+            let entry = &mut self.trees[tree as usize];
+            entry.held = entry.held.saturating_sub(1);
+            self.check_ready(tree);
+        }
+    }
+
+    /// A call was made of which it is not certain who made it, by this thread.
+    pub(super) fn unit_called(&mut self, key: u32, tid: u32) {
+        let span = &self.spans[key as usize];
+        if let Some(learner) = self.units.learners.get_mut(&span.pid) {
+            learner.called(tid, span.id);
+        }
     }
 
     /// What was on the stack when a call was sent or an invocation answered.
