@@ -19,10 +19,10 @@ use tracer_ebpf::{
 
 use crate::{
     atomic::Atomic,
-    attribution::{self, Thread},
+    attribution::{self, Futex, Thread},
     connection::{Connection, unsure},
     kernel::Task,
-    maps::{RECORDS, UNITS, count},
+    maps::{RECORDS, UNITS, WAITERS, count},
     pointer::Value,
     scratch::{self, Scratch},
 };
@@ -165,6 +165,30 @@ unsafe fn read_unit(found: &Value<Place>, sp: u64, to: *mut u64) {
         bpf_probe_read_user(to.cast(), 8, sp.wrapping_add(at) as *const _);
         bpf_probe_read_user(to.add(1).cast(), 8, sp.wrapping_add(second) as *const _);
     }
+}
+
+/// Notes that `woken` is woken from this futex, and says whether that is one which many threads wait for by turns: it guards
+/// something that all need in the midst of their work (Python's interpreter), and what its waker does tells nothing. Two
+/// CPUs may do so at once; then one of them is not counted.
+#[inline(always)]
+pub fn is_shared(woken: Task, futex: u64) -> bool {
+    /// How much more often it was another than the same, until it is said; it is not counted beyond the second.
+    const CERTAIN: u32 = 6;
+    const MOST: u32 = 16;
+    let key = Futex { pid: u64::from(woken.pid), address: futex };
+    // SAFETY: a map look-up.
+    let Some(mut known) = WAITERS.get_ptr_mut(key).and_then(|known| unsafe { Value::<u64>::new(known) }) else {
+        let _ = WAITERS.insert(key, u64::from(woken.tid), 0);
+        return false;
+    };
+    let (last, mut others) = (*known as u32, (*known >> 32) as u32);
+    if last == woken.tid {
+        others = if others > 0 { others - 1 } else { 0 };
+    } else if others < MOST {
+        others += 2;
+    }
+    *known = u64::from(others) << 32 | u64::from(woken.tid);
+    others >= CERTAIN
 }
 
 /// `by`, which is current and runs units of work, wakes the thread `woken`, which has waited for work: what that does now it

@@ -100,6 +100,11 @@ pub static ANSWERED: LruHashMap<u64, Invocation, 65_536> = LruHashMap::new();
 #[btf_map]
 pub static LOCKS: LruHashMap<Futex, u64, 16_384> = LruHashMap::new();
 
+/// Futex → who was woken from it last, and whether that was often another: see [`crate::facts::is_shared`]. What is not used
+/// makes room.
+#[btf_map]
+pub static WAITERS: LruHashMap<Futex, u64, 16_384> = LruHashMap::new();
+
 /// Process id → where on the stack of its loop the runtime's unit of work shows. User space writes what it has learned.
 /// What is not used makes room.
 #[btf_map]

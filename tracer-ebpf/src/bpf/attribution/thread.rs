@@ -314,12 +314,14 @@ pub fn wakes(waker: Typed, wakee: Typed) {
         && waits.waits_for_good()
         && known.is_live()
         && kernel::registers(waker).is_some_and(Registers::may_wake)
+        && !facts::is_shared(woken, waits.first())
     {
         facts::hands_back(known.sandbox, known.context.span_id, by, woken, waits.first());
     }
     if let Some(giver) = &giver
         && giver.wait_sp != 0
         && waits.waits_for_good()
+        && !facts::is_shared(woken, waits.first())
         && let Some(mut taker) = entry(woken)
         && taker.wait_sp == 0
     {

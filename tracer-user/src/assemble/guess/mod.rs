@@ -399,7 +399,7 @@ impl Assembler {
         if is_open && live > 1 {
             self.unit_called(key, start.tid);
         }
-        if is_open && live > 1 && self.await_unit(key, start.unit, hint) {
+        if is_open && live > 1 && self.await_unit(key, start, hint) {
             return;
         }
         // With one that is live there is nothing to rank.

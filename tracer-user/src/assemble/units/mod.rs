@@ -15,7 +15,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tracer_ebpf::record::{End, Header, Sought, place};
+use tracer_ebpf::record::{End, Header, Sought, Start, place};
 
 use super::{
     Assembler,
@@ -45,11 +45,16 @@ const IN_VAIN_OF: u32 = 64;
 /// After so long it may be learned again, and each time twice as long after the last.
 const AGAIN_NS: u64 = 2_000_000_000;
 
+/// How probable a call can be at most that another thread sent than the loop's: it was woken by the unit's, but what for is
+/// not certain.
+const HANDED_P: f64 = 0.9;
+
 /// A call that waits.
 #[derive(Debug)]
 struct Held {
     place: Place,
     pid: u32,
+    tid: u32,
     unit: [u64; 2],
     at_ns: u64,
     hint: Option<Hint>,
@@ -139,7 +144,8 @@ impl Assembler {
     }
 
     /// Lets a call wait for its unit's answer; `false` if it cannot.
-    pub(super) fn await_unit(&mut self, key: u32, unit: [u64; 2], hint: Option<Hint>) -> bool {
+    pub(super) fn await_unit(&mut self, key: u32, start: &Start, hint: Option<Hint>) -> bool {
+        let unit = start.unit;
         if unit == [0; 2] || self.config.infer_min >= 1.0 {
             return false;
         }
@@ -153,7 +159,7 @@ impl Assembler {
         let place = Place::of(key, span);
         self.trees[span.tree as usize].held += 1;
         watch.last_ns = now_ns;
-        watch.held.push(Held { place, pid: span.pid, unit, at_ns: span.at_ns, hint, second: None });
+        watch.held.push(Held { place, pid: span.pid, tid: start.tid, unit, at_ns: span.at_ns, hint, second: None });
         self.units.held += 1;
         self.totals.inference.held += 1;
         true
@@ -219,7 +225,7 @@ impl Assembler {
                     None => {}
                 }
             }
-            let p = known.p(0, over);
+            let p = known.p(0, over).min(if held.tid == end.read_tid { 1.0 } else { HANDED_P });
             self.unit_decided(&held, Some((maker, p)));
         }
     }
