@@ -70,7 +70,8 @@ fn functions(program: &[bpf_insn]) -> BTreeMap<usize, Function> {
 /// The frames of the deepest chain of calls from the function at `at`, each rounded up.
 fn deepest(functions: &BTreeMap<usize, Function>, at: usize) -> Vec<u32> {
     let function = &functions[&at];
-    let below = function.calls.iter().map(|callee| deepest(functions, *callee)).max_by_key(|chain| chain.iter().sum::<u32>());
+    let below =
+        function.calls.iter().map(|callee| deepest(functions, *callee)).max_by_key(|chain| chain.iter().sum::<u32>());
     let mut chain = below.unwrap_or_default();
     chain.insert(0, function.frame.max(1).next_multiple_of(ROUNDED_TO));
     chain
