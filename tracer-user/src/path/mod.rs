@@ -13,8 +13,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tracer_ebpf::record::End;
 
 pub use self::sandbox::{ColdStart, Resource};
-use self::value::Text;
 pub use self::value::{SpanId, Time, TraceId};
+pub(crate) use self::value::{Text, shared};
 
 /// The version of the contract, in every line under `fntrace`. Only this one is read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -262,7 +262,7 @@ impl<'de> Deserialize<'de> for Node {
                 trace_id,
                 to: need(either.to, "to")?.shared(),
                 peer: need(either.peer, "peer")?.shared(),
-                host: either.host.map(|host| host.0.as_ref().into()),
+                host: either.host.map(|host| host.shared()),
                 start_us,
                 duration_us,
                 first_byte_us,
@@ -297,7 +297,7 @@ pub struct Invocation {
     /// The sandbox's path below the cgroup root.
     pub sandbox: Arc<str>,
     /// Who the sandbox is, under OpenTelemetry's names.
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "shared")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "resource")]
     pub resource: Option<Arc<Resource>>,
     /// The process that received the request, in the host's numbering; 0 if not known.
     pub pid: u32,
@@ -347,7 +347,7 @@ pub struct Call {
     pub peer: Arc<str>,
     /// The Host header.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub host: Option<Box<str>>,
+    pub host: Option<Arc<str>>,
     /// Start in µs after the start of the line.
     pub start_us: i64,
     /// None if it was not seen to end.
@@ -391,7 +391,8 @@ pub struct Http {
     #[serde(deserialize_with = "word")]
     pub method: Cow<'static, str>,
     /// The path without the query.
-    pub path: Box<str>,
+    #[serde(deserialize_with = "name")]
+    pub path: Arc<str>,
     /// The query without `?`, only if asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub query: Option<Box<str>>,
@@ -451,6 +452,10 @@ fn word<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Cow<'static, str>,
     Text::deserialize(deserializer).map(Text::word)
 }
 
+fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<str>, D::Error> {
+    Text::deserialize(deserializer).map(|text| text.shared())
+}
+
 /// Most spans have one below them or none. A vector that grows by itself begins with room for four, which is more than an
 /// allocator gives out fast.
 fn children<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Node>, D::Error> {
@@ -473,7 +478,7 @@ fn children<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Node>, D::
     deserializer.deserialize_seq(Visitor)
 }
 
-fn shared<S: Serializer>(resource: &Option<Arc<Resource>>, serializer: S) -> Result<S::Ok, S::Error> {
+fn resource<S: Serializer>(resource: &Option<Arc<Resource>>, serializer: S) -> Result<S::Ok, S::Error> {
     resource.as_deref().serialize(serializer)
 }
 

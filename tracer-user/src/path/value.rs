@@ -5,6 +5,7 @@ use std::{borrow::Cow, cell::RefCell, fmt, hash::BuildHasher as _, sync::Arc};
 use foldhash::fast::FixedState;
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use tracer_ebpf::traceparent::hex_words;
 
 /// A W3C trace id: 128 bits, high half first. 32 hex digits in the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -18,15 +19,28 @@ pub struct SpanId(pub u64);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Time(pub i64);
 
+/// The digits of 64 bits. Ids are a good part of what is written, and `core::fmt` takes ten times as long.
+fn digits(number: u64) -> [u8; 16] {
+    let [high, low] = hex_words(number).map(u64::to_le_bytes);
+    let mut digits = [0; 16];
+    digits[..8].copy_from_slice(&high);
+    digits[8..].copy_from_slice(&low);
+    digits
+}
+
+fn text(digits: &[u8]) -> &str {
+    str::from_utf8(digits).unwrap_or_default()
+}
+
 impl fmt::Display for TraceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}{:016x}", self.0[0], self.0[1])
+        f.write_str(text(self.0.map(digits).as_flattened()))
     }
 }
 
 impl fmt::Display for SpanId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
+        f.write_str(text(&digits(self.0)))
     }
 }
 
@@ -41,13 +55,13 @@ impl fmt::Display for Time {
 
 impl Serialize for TraceId {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        serializer.serialize_str(text(self.0.map(digits).as_flattened()))
     }
 }
 
 impl Serialize for SpanId {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        serializer.serialize_str(text(&digits(self.0)))
     }
 }
 
@@ -58,7 +72,7 @@ impl Serialize for Time {
 }
 
 /// A string of a line, taken from it where it stands if nothing in it is escaped. (`Cow` always copies when it is read.)
-pub(super) struct Text<'a>(pub(super) Cow<'a, str>);
+pub(crate) struct Text<'a>(pub(crate) Cow<'a, str>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -82,19 +96,23 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     }
 }
 
+/// The same names come over and over: those read last are kept, and shared.
+pub(crate) fn shared(text: &str) -> Arc<str> {
+    const KEPT: usize = 1024;
+    thread_local! {
+        static NAMES: RefCell<[Option<Arc<str>>; KEPT]> = const { RefCell::new([const { None }; KEPT]) };
+    }
+    let place = FixedState::with_seed(0).hash_one(text) as usize % KEPT;
+    NAMES.with_borrow_mut(|names| match &mut names[place] {
+        Some(name) if **name == *text => Arc::clone(name),
+        slot => Arc::clone(slot.insert(text.into())),
+    })
+}
+
 impl Text<'_> {
-    /// The same names come over and over: those read last are kept, and shared.
-    pub(super) fn shared(self) -> Arc<str> {
-        const KEPT: usize = 256;
-        thread_local! {
-            static NAMES: RefCell<[Option<Arc<str>>; KEPT]> = const { RefCell::new([const { None }; KEPT]) };
-        }
-        let text = self.0.as_ref();
-        let place = FixedState::with_seed(0).hash_one(text) as usize % KEPT;
-        NAMES.with_borrow_mut(|names| match &mut names[place] {
-            Some(name) if **name == *text => Arc::clone(name),
-            slot => Arc::clone(slot.insert(text.into())),
-        })
+    /// See [`shared`].
+    pub(crate) fn shared(&self) -> Arc<str> {
+        shared(&self.0)
     }
 
     /// Without a copy if it is one of the words that nearly all lines hold.
