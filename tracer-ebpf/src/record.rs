@@ -58,6 +58,8 @@ pub enum Kind {
     /// What was on the stack of a loop's thread when it made such a call, or answered: to learn where the runtime's unit of
     /// work (a task) shows in this process. Only the first few are told. Fixed part: [`Sought`]; tail: [`STACK`] bytes.
     UnitSought = 20,
+    /// An invocation begins to answer, in a process whose units of work are known or sought. Fixed part: [`Answered`].
+    Answered = 21,
 }
 
 impl Kind {
@@ -78,6 +80,7 @@ impl Kind {
             18 => Self::ResponseRead,
             19 => Self::HandBack,
             20 => Self::UnitSought,
+            21 => Self::Answered,
             _ => return None,
         })
     }
@@ -358,14 +361,6 @@ pub struct End {
     pub errno: u32,
     /// Calls only: the smoothed round-trip time in µs; 0 if the kernel has not measured one.
     pub rtt_us: u32,
-    /// Invocations only: when the request was read last, CLOCK_MONOTONIC in ns; 0 if that was not seen.
-    pub read_ns: u64,
-    /// The thread that read it.
-    pub read_tid: u32,
-    #[doc(hidden)]
-    pub pad: u32,
-    /// Invocations only: as in [`Start`], of the unit that answered.
-    pub unit: [u64; 2],
 }
 
 /// What a [`Report`] says.
@@ -442,6 +437,22 @@ pub mod place {
 /// Bytes of a stack that a [`Sought`] carries: as many below the place where it ended when the thread waited, as above.
 pub const STACK: usize = 2048;
 
+/// By whom an invocation is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Answered {
+    /// The invocation.
+    pub span: u64,
+    /// When its request was read last, CLOCK_MONOTONIC in ns; 0 if that was not seen.
+    pub read_ns: u64,
+    /// As in [`Start`], of the unit that answers.
+    pub unit: [u64; 2],
+    /// The thread that read the request.
+    pub read_tid: u32,
+    #[doc(hidden)]
+    pub pad: u32,
+}
+
 /// What a [`Sought`] says.
 pub mod sought {
     /// An invocation answers.
@@ -465,13 +476,14 @@ pub struct Sought {
 }
 
 const _: () = assert!(size_of::<Header>() == 24);
+const _: () = assert!(size_of::<Answered>() == 40);
 const _: () = assert!(size_of::<Sought>() == 16);
 const _: () = assert!(size_of::<Read>() == 16);
 const _: () = assert!(size_of::<HandBack>() == 24);
 const _: () = assert!(size_of::<Listen>() == 8);
 const _: () = assert!(size_of::<Wire>() == 48);
 const _: () = assert!(size_of::<Start>() == 8 + 32 + 8 + 48 + 40);
-const _: () = assert!(size_of::<End>() == 72);
+const _: () = assert!(size_of::<End>() == 40);
 
 /// A record as user space reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -513,6 +525,8 @@ pub enum Body<'a> {
     HandBack(HandBack),
     /// [`Kind::UnitSought`], with the stack.
     UnitSought(Sought, &'a [u8]),
+    /// [`Kind::Answered`].
+    Answered(Answered),
 }
 
 /// Reads one record; `None` if the bytes are not one.
@@ -537,6 +551,7 @@ pub fn decode(bytes: &[u8]) -> Option<Record<'_>> {
         Kind::SandboxExec => Body::SandboxExec(rest.get(..usize::from(header.tail_len))?),
         Kind::SandboxListens => Body::SandboxListens(take::<Listen>(rest)?.0),
         Kind::ResponseRead => Body::ResponseRead(take::<Read>(rest)?.0),
+        Kind::Answered => Body::Answered(take::<Answered>(rest)?.0),
         Kind::HandBack => Body::HandBack(take::<HandBack>(rest)?.0),
         Kind::UnitSought => {
             let (sought, rest) = take::<Sought>(rest)?;
@@ -567,6 +582,8 @@ unsafe impl Plain for Listen {}
 unsafe impl Plain for Read {}
 // SAFETY: as above.
 unsafe impl Plain for HandBack {}
+// SAFETY: as above.
+unsafe impl Plain for Answered {}
 // SAFETY: as above.
 unsafe impl Plain for Sought {}
 

@@ -87,10 +87,6 @@ fn end(side: Side, at_ns: u64) -> Vec<u8> {
         retransmits: 0,
         errno: 0,
         rtt_us: 20,
-        read_ns: 0,
-        read_tid: 0,
-        pad: 0,
-        unit: [0; 2],
     };
     [as_bytes(&header), as_bytes(&end)].concat()
 }

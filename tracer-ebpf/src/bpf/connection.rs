@@ -80,8 +80,6 @@ pub struct Connection {
     /// The thread that read from a server's connection last, and when, in ns.
     pub read_tid: u32,
     pub read_ns: u64,
-    /// What the unit of work is known by that answers: see [`crate::facts`].
-    pub unit: [u64; 2],
     pub opaque_span: u64,
     /// Who was at work when the socket connected: the span, and a rule.
     pub connect_parent: u64,
@@ -148,7 +146,6 @@ impl Connection {
         self.caller = 0;
         self.unsure = unsure::NO;
         self.read_ns = 0;
-        self.unit = [0; 2];
         self.retransmits = 0;
         self.polled_span = 0;
         self.ending_span.store(0);

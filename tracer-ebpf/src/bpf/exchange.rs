@@ -11,10 +11,10 @@ use tracer_ebpf::{
 
 use crate::{
     attribution::{self, Invocation, Parent},
-    connection::{Connection, OPEN_MAX, role, unsure},
+    connection::{Connection, OPEN_MAX, role},
     facts,
     kernel::Task,
-    maps::{INFERS, count, count_call},
+    maps::{count, count_call},
     pointer::Value,
     process, runtime_api, sampling,
     scratch::Scratch,
@@ -217,10 +217,7 @@ pub fn attribute_call(scratch: &mut Scratch, connection: &mut Value<Connection>,
     let sequence = first_byte(scratch, connection);
     let flags = if scratch.cut == 1 { START_HEAD_CUT | more } else { more };
     fill(scratch, connection, flags, live, sequence);
-    let trust = scratch.parent.trust;
-    let start = scratch.start();
-    start.trust = trust;
-    start.tid = task.tid;
+    scratch.start().trust = scratch.parent.trust;
 }
 
 /// The call that [`attribute_call`] prepared goes out, with this outcome for its tag.
@@ -242,10 +239,7 @@ pub fn call_begins(scratch: &mut Scratch, connection: &mut Value<Connection>, ta
     connection.pid = pid;
     connection.caller = scratch.parent.context.span_id;
     connection.call = span;
-    connection.unsure = unsure::NO;
-    if recorded && INFERS.load() != 0 {
-        facts::call_begins(scratch, connection, pid);
-    }
+    facts::call_begins(scratch, connection);
     count_call(tag as u32, u32::from(rule));
     if !tag.on_the_wire() {
         let (sequence, flags) = (scratch.start().sequence, scratch.start().context.flags);
@@ -353,11 +347,6 @@ pub fn response_ends(scratch: &mut Value<Scratch>, connection: &mut Value<Connec
     end.status = connection.status;
     end.reason = reason as u8;
     end.errno = errno;
-    end.read_ns = connection.read_ns;
-    end.read_tid = connection.read_tid;
-    end.pad = 0;
-    end.unit = connection.unit;
-    connection.unit = [0; 2];
     measured(scratch, connection);
     connection.first_byte_ns = 0;
     connection.status = 0;
@@ -439,10 +428,6 @@ pub fn opaque_ends(scratch: &mut Scratch, connection: &mut Value<Connection>) {
     end.status = 0;
     end.reason = Reason::Closed as u8;
     end.errno = 0;
-    end.read_ns = 0;
-    end.read_tid = 0;
-    end.pad = 0;
-    end.unit = [0; 2];
     measured(scratch, connection);
     let pid = connection.pid;
     scratch.emit(Kind::OpaqueEnd, connection.sandbox, pid);

@@ -14,7 +14,7 @@ use aya_ebpf::helpers::{
 use core::{ffi::c_void, ptr};
 use tracer_ebpf::{
     counter::Counter,
-    record::{HandBack, Header, Kind, Read, Rule, STACK, START_WEAK, Sought, place, sought},
+    record::{Answered, HandBack, Header, Kind, Read, Rule, STACK, START_WEAK, Sought, place, sought},
 };
 
 use crate::{
@@ -22,9 +22,11 @@ use crate::{
     attribution::{self, Futex, Thread},
     connection::{Connection, unsure},
     kernel::Task,
-    maps::{RECORDS, UNITS, WAITERS, count},
+    maps::{INFERS, RECORDS, UNITS, WAITERS, count},
     pointer::Value,
+    sampling,
     scratch::{self, Scratch},
+    stream::sender,
 };
 
 #[repr(C)]
@@ -53,15 +55,17 @@ pub struct Place {
     wanted: Atomic,
 }
 
-impl Place {
-    const NEW: Self = Self { at: Atomic::new(place::SOUGHT), second: Atomic::new(0), wanted: Atomic::new(MOST) };
-}
-
 #[repr(C)]
 struct SoughtRecord {
     header: Header,
     sought: Sought,
     stack: [u8; STACK],
+}
+
+#[repr(C)]
+struct AnsweredRecord {
+    header: Header,
+    answered: Answered,
 }
 
 #[inline(always)]
@@ -112,48 +116,81 @@ pub fn hands_back(sandbox: u64, span: u64, by: Task, woken: Task, futex: u64) {
     unsafe { tell((&raw mut record).cast(), size_of::<HandBackRecord>()) };
 }
 
-/// Puts into `to` what the unit of work is known by that `task`, which is current, runs while it makes a call or answers;
-/// 0 if that is not known.
+/// The process's entry in [`UNITS`], made for a call if there is none.
 #[inline(always)]
-pub fn unit(to: &mut [u64; 2], task: Task, sandbox: u64, span: u64, call: bool) {
-    *to = [0; 2];
-    if task.is_known() {
-        let task = u64::from(task.pid) << 32 | u64::from(task.tid);
-        find_unit(to.as_mut_ptr(), task, sandbox, span, if call { sought::CALLS } else { sought::ANSWERS });
+fn place_of(pid: u32, what: u32) -> Option<Value<Place>> {
+    // SAFETY: a map look-up.
+    let found = UNITS.get_ptr_mut(pid).and_then(|found| unsafe { Value::<Place>::new(found) });
+    if found.is_none() && what == sought::CALLS {
+        // What is copied into the map lies in read-only memory, not on the stack.
+        static NEW: Place = Place { at: Atomic::new(place::SOUGHT), second: Atomic::new(0), wanted: Atomic::new(MOST) };
+        let _ = UNITS.insert(pid, &NEW, 0);
+    }
+    found
+}
+
+/// The invocation `span`, of this connection, begins to be answered by `task`, which is current.
+#[inline(always)]
+pub fn answers(connection: &mut Value<Connection>, task: Task, span: u64) {
+    let ordinal = connection.responses;
+    if INFERS.load() != 0 && task.is_known() && *connection.silent(ordinal) == 0 {
+        note_answer(connection.as_ptr(), task.tid, task.pid, span);
     }
 }
 
 /// A function of its own, for the verifier and for the stack's sake.
 #[inline(never)]
-extern "C" fn find_unit(to: *mut u64, task: u64, sandbox: u64, span: u64, call: u32) -> u32 {
-    let (pid, tid) = ((task >> 32) as u32, task as u32);
+extern "C" fn note_answer(connection: *mut Connection, tid: u32, pid: u32, span: u64) -> u32 {
+    // SAFETY: the caller's pointer to a map value.
+    let Some(connection) = (unsafe { Value::new(connection) }) else { return 0 };
+    let Some(found) = place_of(pid, sought::ANSWERS) else { return 0 };
     let Some(known) = attribution::thread(tid) else { return 0 };
-    // SAFETY: a map look-up.
-    let found = UNITS.get_ptr_mut(pid).and_then(|found| unsafe { Value::<Place>::new(found) });
-    if found.is_none() && call == sought::CALLS {
-        let _ = UNITS.insert(pid, Place::NEW, 0);
-    }
-    let sp = known.wait_sp;
-    if sp == 0 {
-        // SAFETY: the caller's words, in a map value.
-        unsafe {
-            to.write(known.unit[0]);
-            to.add(1).write(known.unit[1]);
-        }
+    let (sp, sandbox) = (known.wait_sp, connection.sandbox);
+    if sp == 0 || found.at.load() == place::NOWHERE {
         return 0;
     }
-    let Some(found) = found else { return 0 };
+    let mut record = AnsweredRecord {
+        header: header(Kind::Answered, sandbox, pid),
+        answered: Answered { span, read_ns: connection.read_ns, unit: [0; 2], read_tid: connection.read_tid, pad: 0 },
+    };
+    // SAFETY: two words of the record.
+    unsafe { read_unit(&found, sp, record.answered.unit.as_mut_ptr()) };
+    // SAFETY: the record's own size.
+    unsafe { tell((&raw mut record).cast(), size_of::<AnsweredRecord>()) };
     if takes_one(&found) {
-        show_stack(sp, sandbox, span, task, call);
+        show_stack(sp, sandbox, span, u64::from(pid) << 32 | u64::from(tid), sought::ANSWERS);
     }
-    // SAFETY: the caller's words, in a map value.
-    unsafe { read_unit(&found, sp, to) };
     0
+}
+
+/// Puts into `to`, in a map value, what the unit of work is known by that `task`, which is current, runs while it makes a
+/// call; 0 if that is not known.
+#[inline(always)]
+fn unit(to: &mut [u64; 2], task: Task, sandbox: u64, span: u64) {
+    let Some(known) = attribution::thread(task.tid) else { return };
+    let found = place_of(task.pid, sought::CALLS);
+    let sp = known.wait_sp;
+    if sp == 0 {
+        // Word by word: a copy of both would be a call, for whose frame there is no room.
+        let (to, from) = (to.as_mut_ptr(), known.unit.as_ptr());
+        // SAFETY: two words each, in map values.
+        unsafe {
+            to.write_volatile(from.read_volatile());
+            to.add(1).write_volatile(from.add(1).read_volatile());
+        }
+        return;
+    }
+    let Some(found) = found else { return };
+    if takes_one(&found) {
+        show_stack(sp, sandbox, span, u64::from(task.pid) << 32 | u64::from(task.tid), sought::CALLS);
+    }
+    // SAFETY: the caller's words.
+    unsafe { read_unit(&found, sp, to.as_mut_ptr()) };
 }
 
 /// # Safety
 ///
-/// `to` must point to two words, in a map value.
+/// `to` must point to two words.
 #[inline(always)]
 unsafe fn read_unit(found: &Value<Place>, sp: u64, to: *mut u64) {
     let (at, second) = (found.at.load(), found.second.load());
@@ -239,17 +276,21 @@ fn show_stack(sp: u64, sandbox: u64, span: u64, task: u64, what: u32) {
 /// A call begins whose start is in the record at hand: tells the rest of it that user space wants where it is not certain
 /// who makes it.
 #[inline(always)]
-pub fn call_begins(scratch: &mut Scratch, connection: &mut Connection, pid: u32) {
-    note_call(ptr::from_mut(scratch), ptr::from_mut(connection), pid);
+pub fn call_begins(scratch: &mut Scratch, connection: &mut Connection) {
+    note_call(ptr::from_mut(scratch), ptr::from_mut(connection));
 }
 
 /// A function of its own, for the stack's sake.
 #[inline(never)]
-extern "C" fn note_call(scratch: *mut Scratch, connection: *mut Connection, pid: u32) -> u32 {
+extern "C" fn note_call(scratch: *mut Scratch, connection: *mut Connection) -> u32 {
     // SAFETY: the caller's pointers to map values.
     let (Some(mut scratch), Some(mut connection)) = (unsafe { (Value::new(scratch), Value::new(connection)) }) else {
         return 0;
     };
+    connection.unsure = unsure::NO;
+    if INFERS.load() == 0 || !sampling::is_recorded(&scratch.start().context) {
+        return 0;
+    }
     let parent = &scratch.parent;
     let is_open = parent.rule == Rule::None as u8 && parent.live > 1;
     if !is_open && parent.flags & START_WEAK == 0 {
@@ -262,7 +303,12 @@ extern "C" fn note_call(scratch: *mut Scratch, connection: *mut Connection, pid:
         let connecting_ns = now.wrapping_sub(connection.connect_ns);
         start.connecting_ns = if connecting_ns > u64::from(u32::MAX) { u32::MAX } else { connecting_ns as u32 };
     }
-    let (task, span) = (Task { tid: start.tid, pid }, start.context.span_id);
-    unit(&mut start.unit, task, sandbox, span, true);
+    let span = start.context.span_id;
+    let task = sender(&connection, scratch.sends == 1);
+    let start = scratch.start();
+    start.tid = task.tid;
+    if task.is_known() {
+        unit(&mut start.unit, task, sandbox, span);
+    }
     0
 }

@@ -229,10 +229,6 @@ fn over(scratch: &mut Value<Scratch>, sandbox: u64, side: u8, reason: Reason) {
     end.retransmits = 0;
     end.errno = 0;
     end.rtt_us = 0;
-    end.read_ns = 0;
-    end.read_tid = 0;
-    end.pad = 0;
-    end.unit = [0; 2];
     if side == role::SERVER {
         scratch.emit(Kind::CallEnd, sandbox, 0);
         return;

@@ -369,8 +369,7 @@ fn head_complete<S: Source, const REQUEST: bool>(
         let (task, span) = (sender(connection, true), connection.span(ordinal).load());
         if span != exchange::NO_SPAN {
             attribution::answers(task, span, connection.sandbox);
-            let sandbox = connection.sandbox;
-            facts::unit(&mut connection.unit, task, sandbox, span, false);
+            facts::answers(connection, task, span);
         }
     }
     if connection.first_byte_ns == 0 {

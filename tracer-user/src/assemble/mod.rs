@@ -252,6 +252,10 @@ impl Assembler {
             }
             Body::ResponseRead(_) => self.totals.records.count(Kind::ResponseRead),
             Body::HandBack(_) => self.totals.records.count(Kind::HandBack),
+            Body::Answered(answered) => {
+                self.totals.records.count(Kind::Answered);
+                self.unit_answers(header, &answered);
+            }
             Body::UnitSought(sought, stack) => {
                 self.totals.records.count(Kind::UnitSought);
                 self.unit_sought(header, &sought, stack);
@@ -607,7 +611,7 @@ impl Assembler {
         // A reason of a newer kernel half tells that something is wrong, not what.
         span.reason = Reason::from_u8(end.reason).unwrap_or(Reason::Missed);
         if class == Class::Invocation {
-            self.unit_answers(key, header, end);
+            self.unit_ends(key, header);
         }
         let span = &self.spans[key as usize];
         if span.given_out() {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 use tracer_ebpf::{
-    record::{Body, End, HandBack, Header, Kind, Listen, Read, Record, Report, Sought, Start, Wire},
+    record::{Answered, Body, End, HandBack, Header, Kind, Listen, Read, Record, Report, Sought, Start, Wire},
     traceparent::Context,
 };
 
@@ -240,14 +240,10 @@ fn hostile() -> impl Strategy<Value = (Header, Body<'static>)> {
             retransmits: 0,
             errno: 111,
             rtt_us: 0,
-            read_ns: 0,
-            read_tid: 0,
-            pad: 0,
-            unit: [0; 2],
         },
     );
     let at = prop_oneof![0..50u64, Just(0), Just(u64::MAX)];
-    let kinds = prop_oneof![1..10u16, 16..21u16];
+    let kinds = prop_oneof![1..10u16, 16..22u16];
     (at, 0..3u64, kinds, start, end, heads).prop_map(|(at_ns, sandbox, kind, start, end, head)| {
         let header = Header { at_ns, sandbox, kind, tail_len: head.len() as u16, pid: 1 };
         let body = match Kind::from_u16(kind).unwrap() {
@@ -267,6 +263,13 @@ fn hostile() -> impl Strategy<Value = (Header, Body<'static>)> {
             Kind::SandboxListens => Body::SandboxListens(Listen { port: 80, pad: [0; 6] }),
             Kind::ResponseRead => Body::ResponseRead(Read { span: end.span, tid: 1, whole: end.status.into() }),
             Kind::UnitSought => Body::UnitSought(Sought { span: end.span, tid: 1, what: end.status.into() }, head),
+            Kind::Answered => Body::Answered(Answered {
+                span: end.span,
+                read_ns: end.first_byte_ns,
+                unit: [7; 2],
+                read_tid: 1,
+                pad: 0,
+            }),
             Kind::HandBack => Body::HandBack(HandBack { span: end.span, futex: 1, tid: 1, wakes: 2 }),
         };
         (header, body)

@@ -99,23 +99,7 @@ impl Run {
 
     fn end_of(span: Span, status: u16, reason: Reason, errno: u32) -> End {
         let (conn, sequence, reason) = (span.conn, span.sequence, reason as u8);
-        let (retransmits, rtt_us, first_byte_ns, span) = (2, 150, 0, span.id);
-        let (read_ns, read_tid, pad, unit) = (0, 0, 0, [0; 2]);
-        End {
-            conn,
-            span,
-            first_byte_ns,
-            sequence,
-            status,
-            reason,
-            retransmits,
-            errno,
-            rtt_us,
-            read_ns,
-            read_tid,
-            pad,
-            unit,
-        }
+        End { conn, span: span.id, first_byte_ns: 0, sequence, status, reason, retransmits: 2, errno, rtt_us: 150 }
     }
 
     fn leave(&mut self, span: Span) {

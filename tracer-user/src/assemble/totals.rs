@@ -92,6 +92,8 @@ pub struct Records {
     pub hand_back: u64,
     /// [`Kind::UnitSought`].
     pub unit_sought: u64,
+    /// [`Kind::Answered`].
+    pub answered: u64,
 }
 
 /// How calls found the invocation that they caused, and why some did not.
@@ -131,7 +133,7 @@ impl Records {
     /// All of them.
     pub fn sum(&self) -> u64 {
         let sandboxes = self.sandbox_born + self.sandbox_gone + self.sandbox_exec + self.sandbox_listens;
-        let facts = self.response_read + self.hand_back + self.unit_sought;
+        let facts = self.response_read + self.hand_back + self.unit_sought + self.answered;
         sandboxes + facts + self.runtime_report + self.starts() + self.ends()
     }
 
@@ -161,6 +163,7 @@ impl Records {
             Kind::ResponseRead => &mut self.response_read,
             Kind::HandBack => &mut self.hand_back,
             Kind::UnitSought => &mut self.unit_sought,
+            Kind::Answered => &mut self.answered,
         } += 1;
     }
 }

@@ -197,10 +197,6 @@ impl Builder {
             retransmits: 0,
             errno: 0,
             rtt_us: 0,
-            read_ns: 0,
-            read_tid: 0,
-            pad: 0,
-            unit: [0; 2],
         };
         self.requests.push(Request { conn, call, header, start, end, end_ns, head: head.into_bytes() });
     }

@@ -155,6 +155,7 @@ impl Live {
             | Body::ResponseRead(_)
             | Body::HandBack(_)
             | Body::UnitSought(..)
+            | Body::Answered(_)
             | Body::RuntimeReport(..) => return,
         };
         self.due.push(Due { span: SpanId(span), at_ns: record.header.at_ns, moment });
@@ -381,10 +382,6 @@ mod tests {
             retransmits: 3,
             errno: 0,
             rtt_us: 90,
-            read_ns: 0,
-            read_tid: 0,
-            pad: 0,
-            unit: [0; 2],
         }
     }
 

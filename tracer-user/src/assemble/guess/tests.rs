@@ -99,10 +99,6 @@ fn exchange(call: bool, id: u64, (start_ns, end_ns): (u64, u64), head: &[u8]) ->
         retransmits: 0,
         errno: 0,
         rtt_us: 0,
-        read_ns: 0,
-        read_tid: 0,
-        pad: 0,
-        unit: [0; 2],
     };
     let header = |at_ns| Header { at_ns, sandbox: 1, kind: 0, tail_len: 0, pid: 7 };
     [(header(start_ns), OwnedBody::Start(call, start, head.to_vec())), (header(end_ns), OwnedBody::End(call, end))]

@@ -13,9 +13,9 @@ mod learn;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use tracer_ebpf::record::{End, Header, Sought, Start, place};
+use tracer_ebpf::record::{Answered, Header, Sought, Start, place};
 
 use super::{
     Assembler,
@@ -65,8 +65,8 @@ struct Held {
 /// A sandbox with such calls.
 #[derive(Debug, Default)]
 struct Watch {
-    /// When each invocation began that has not answered, and where it is.
-    running: BTreeSet<(u64, u32)>,
+    /// When each invocation began that has not ended, and where it is; and by whom it is answered, once it is.
+    running: BTreeMap<(u64, u32), Option<Answered>>,
     held: Vec<Held>,
     last_ns: u64,
 }
@@ -139,7 +139,7 @@ impl Assembler {
         if let Some(watch) = self.units.sandboxes.get_mut(&span.sandbox)
             && (!watch.held.is_empty() || self.now_ns.saturating_sub(watch.last_ns) < AWAKE_NS)
         {
-            watch.running.insert((span.at_ns, key));
+            watch.running.insert((span.at_ns, key), None);
         }
     }
 
@@ -181,24 +181,33 @@ impl Assembler {
         let running = self.spans.iter().filter(|(_, span)| {
             span.sandbox == sandbox && span.class == Class::Invocation && !span.ended && !span.given_out()
         });
-        let running = running.map(|(key, span)| (span.at_ns, key as u32)).collect();
+        let running = running.map(|(key, span)| ((span.at_ns, key as u32), None)).collect();
         self.units.sandboxes.insert(sandbox, Watch { running, held: Vec::new(), last_ns: now_ns });
         true
     }
 
-    /// An invocation has answered: the calls that its unit made are its own.
-    pub(super) fn unit_answers(&mut self, key: u32, header: &Header, end: &End) {
+    /// An invocation begins to answer.
+    pub(super) fn unit_answers(&mut self, header: &Header, answered: &Answered) {
+        let Some(key) = self.invocations.get(&answered.span).copied() else { return };
         let span = &self.spans[key as usize];
         if let Some(learner) = self.units.learners.get_mut(&header.pid) {
-            learner.answered(span.id, end.read_ns);
+            learner.answered(answered.span, answered.read_ns);
         }
-        let given_out = span.given_out();
+        let watch = self.units.sandboxes.get_mut(&span.sandbox);
+        if let Some(by) = watch.and_then(|watch| watch.running.get_mut(&(span.at_ns, key))) {
+            *by = Some(*answered);
+        }
+    }
+
+    /// An invocation has ended: the calls that its unit made are its own.
+    pub(super) fn unit_ends(&mut self, key: u32, header: &Header) {
+        let span = &self.spans[key as usize];
         let Some(watch) = self.units.sandboxes.get_mut(&span.sandbox) else { return };
-        watch.running.remove(&(span.at_ns, key));
-        if end.unit == [0; 2] || end.read_ns == 0 || given_out {
+        let Some(Some(answered)) = watch.running.remove(&(span.at_ns, key)) else { return };
+        if answered.read_ns == 0 || span.given_out() {
             return;
         }
-        let (unit, during) = (end.unit, end.read_ns..header.at_ns);
+        let (unit, during) = (answered.unit, answered.read_ns..header.at_ns);
         let is_its = |held: &Held, word: usize| {
             unit[word] != 0 && held.unit[word] == unit[word] && held.pid == header.pid && during.contains(&held.at_ns)
         };
@@ -225,7 +234,7 @@ impl Assembler {
                     None => {}
                 }
             }
-            let p = known.p(0, over).min(if held.tid == end.read_tid { 1.0 } else { HANDED_P });
+            let p = known.p(0, over).min(if held.tid == answered.read_tid { 1.0 } else { HANDED_P });
             self.unit_decided(&held, Some((maker, p)));
         }
     }
@@ -241,12 +250,12 @@ impl Assembler {
         for watch in self.units.sandboxes.values_mut().filter(|watch| !watch.held.is_empty()) {
             let spans = &self.spans;
             // It may have been given out, to make room.
-            while let Some((at_ns, key)) = watch.running.first().copied()
+            while let Some((at_ns, key)) = watch.running.keys().next().copied()
                 && spans.get(key as usize).is_none_or(|span| span.at_ns != at_ns || span.ended)
             {
                 watch.running.pop_first();
             }
-            let oldest_ns = watch.running.first().map_or(u64::MAX, |(at_ns, _)| *at_ns);
+            let oldest_ns = watch.running.keys().next().map_or(u64::MAX, |(at_ns, _)| *at_ns);
             let late =
                 |held: &mut Held| force || held.at_ns < oldest_ns || now_ns.saturating_sub(held.at_ns) >= HOLD_NS;
             in_vain.extend(watch.held.extract_if(.., late));
