@@ -149,6 +149,10 @@ extern "C" fn note_answer(connection: *mut Connection, tid: u32, pid: u32, span:
     if sp == 0 || found.at.load() == place::NOWHERE {
         return 0;
     }
+    // First: user space notes with it what the answer tells.
+    if takes_one(&found) {
+        show_stack(sp, sandbox, span, u64::from(pid) << 32 | u64::from(tid), sought::ANSWERS);
+    }
     let mut record = AnsweredRecord {
         header: header(Kind::Answered, sandbox, pid),
         answered: Answered { span, read_ns: connection.read_ns, unit: [0; 2], read_tid: connection.read_tid, pad: 0 },
@@ -157,9 +161,6 @@ extern "C" fn note_answer(connection: *mut Connection, tid: u32, pid: u32, span:
     unsafe { read_unit(&found, sp, record.answered.unit.as_mut_ptr()) };
     // SAFETY: the record's own size.
     unsafe { tell((&raw mut record).cast(), size_of::<AnsweredRecord>()) };
-    if takes_one(&found) {
-        show_stack(sp, sandbox, span, u64::from(pid) << 32 | u64::from(tid), sought::ANSWERS);
-    }
     0
 }
 
