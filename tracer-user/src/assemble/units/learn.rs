@@ -14,7 +14,7 @@ const WORD: usize = size_of::<u64>();
 /// Words of a stack.
 const WORDS: usize = STACK / WORD;
 /// Samples at which it is tried for the first time, how many more for the next one, and when it is given up.
-const FIRST: usize = 96;
+const FIRST: usize = 224;
 const STEP: usize = 64;
 const LAST: usize = 352;
 /// So many calls have to be told apart at the place, and at most one in so many may contradict it.
