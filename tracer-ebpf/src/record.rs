@@ -51,15 +51,11 @@ pub enum Kind {
     SandboxExec = 16,
     /// A socket of a sandbox whose birth was seen began to listen; only the first few are told. Fixed part: [`Listen`].
     SandboxListens = 17,
-    /// A thread read of the response to a call of which it is not certain who made it. Fixed part: [`Read`].
-    ResponseRead = 18,
-    /// A thread that made such calls woke one that serves an invocation. Fixed part: [`HandBack`].
-    HandBack = 19,
     /// What was on the stack of a loop's thread when it made such a call, or answered: to learn where the runtime's unit of
     /// work (a task) shows in this process. Only the first few are told. Fixed part: [`Sought`]; tail: [`STACK`] bytes.
-    UnitSought = 20,
+    UnitSought = 18,
     /// An invocation begins to answer, in a process whose units of work are known or sought. Fixed part: [`Answered`].
-    Answered = 21,
+    Answered = 19,
 }
 
 impl Kind {
@@ -77,10 +73,8 @@ impl Kind {
             9 => Self::RuntimeReport,
             16 => Self::SandboxExec,
             17 => Self::SandboxListens,
-            18 => Self::ResponseRead,
-            19 => Self::HandBack,
-            20 => Self::UnitSought,
-            21 => Self::Answered,
+            18 => Self::UnitSought,
+            19 => Self::Answered,
             _ => return None,
         })
     }
@@ -329,11 +323,6 @@ pub struct Start {
     pub pad: [u8; 3],
     /// Calls only: the thread that sent it; 0 if the hook could not tell.
     pub tid: u32,
-    /// Calls only: of the first on its connection, how long before the process had begun to connect, in ns (at most that
-    /// of four seconds); else 0.
-    pub connecting_ns: u32,
-    #[doc(hidden)]
-    pub pad2: u32,
     /// Calls only: what the runtime's unit of work that sent it is known by in its process, by either word; 0 where that is
     /// not known.
     pub unit: [u64; 2],
@@ -384,7 +373,7 @@ pub struct Report {
     /// When the runtime's process began, CLOCK_MONOTONIC in ns.
     pub began_ns: u64,
     #[doc(hidden)]
-    pub pad: [u64; 14],
+    pub pad: [u64; 13],
 }
 
 // The tail lies behind the longest fixed part there is.
@@ -397,32 +386,6 @@ pub struct Listen {
     pub port: u16,
     #[doc(hidden)]
     pub pad: [u8; 6],
-}
-
-/// A response was read, or its beginning, or its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct Read {
-    /// The call's span.
-    pub span: u64,
-    /// The thread that read.
-    pub tid: u32,
-    /// 1 if all of the response has come in.
-    pub whole: u32,
-}
-
-/// A thread wakes another one of its process, which serves an invocation and waits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct HandBack {
-    /// The invocation.
-    pub span: u64,
-    /// The address of the futex that it waited for.
-    pub futex: u64,
-    /// The thread that wakes.
-    pub tid: u32,
-    /// The thread that is woken.
-    pub wakes: u32,
 }
 
 /// Where on its loop's stack a process's unit of work shows: bytes from where the stack ended when the loop first waited, or
@@ -478,11 +441,10 @@ pub struct Sought {
 const _: () = assert!(size_of::<Header>() == 24);
 const _: () = assert!(size_of::<Answered>() == 40);
 const _: () = assert!(size_of::<Sought>() == 16);
-const _: () = assert!(size_of::<Read>() == 16);
-const _: () = assert!(size_of::<HandBack>() == 24);
+
 const _: () = assert!(size_of::<Listen>() == 8);
 const _: () = assert!(size_of::<Wire>() == 48);
-const _: () = assert!(size_of::<Start>() == 8 + 32 + 8 + 48 + 40);
+const _: () = assert!(size_of::<Start>() == 8 + 32 + 8 + 48 + 32);
 const _: () = assert!(size_of::<End>() == 40);
 
 /// A record as user space reads it.
@@ -519,10 +481,6 @@ pub enum Body<'a> {
     SandboxExec(&'a [u8]),
     /// [`Kind::SandboxListens`].
     SandboxListens(Listen),
-    /// [`Kind::ResponseRead`].
-    ResponseRead(Read),
-    /// [`Kind::HandBack`].
-    HandBack(HandBack),
     /// [`Kind::UnitSought`], with the stack.
     UnitSought(Sought, &'a [u8]),
     /// [`Kind::Answered`].
@@ -550,9 +508,7 @@ pub fn decode(bytes: &[u8]) -> Option<Record<'_>> {
         }
         Kind::SandboxExec => Body::SandboxExec(rest.get(..usize::from(header.tail_len))?),
         Kind::SandboxListens => Body::SandboxListens(take::<Listen>(rest)?.0),
-        Kind::ResponseRead => Body::ResponseRead(take::<Read>(rest)?.0),
         Kind::Answered => Body::Answered(take::<Answered>(rest)?.0),
-        Kind::HandBack => Body::HandBack(take::<HandBack>(rest)?.0),
         Kind::UnitSought => {
             let (sought, rest) = take::<Sought>(rest)?;
             Body::UnitSought(sought, rest.get(..usize::from(header.tail_len))?)
@@ -578,10 +534,6 @@ unsafe impl Plain for End {}
 unsafe impl Plain for Report {}
 // SAFETY: as above.
 unsafe impl Plain for Listen {}
-// SAFETY: as above.
-unsafe impl Plain for Read {}
-// SAFETY: as above.
-unsafe impl Plain for HandBack {}
 // SAFETY: as above.
 unsafe impl Plain for Answered {}
 // SAFETY: as above.
@@ -619,8 +571,6 @@ mod tests {
             trust: 0,
             pad: [0; 3],
             tid: 10,
-            connecting_ns: 11,
-            pad2: 0,
             unit: [12, 13],
         };
         let header = Header { at_ns: 1, sandbox: 2, kind: Kind::CallStart as u16, tail_len: 5, pid: 9 };

@@ -67,8 +67,6 @@ fn start(side: Side, at_ns: u64) -> Vec<u8> {
         trust: 0,
         pad: [0; 3],
         tid: 0,
-        connecting_ns: 0,
-        pad2: 0,
         unit: [0; 2],
     };
     [as_bytes(&header), as_bytes(&start), HEAD].concat()

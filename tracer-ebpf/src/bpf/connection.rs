@@ -22,14 +22,6 @@ pub mod role {
     pub const SERVER: u8 = 2;
 }
 
-/// Whether it is uncertain who made the last call on a connection, so that user space wants to know who reads the answer;
-/// and how much of that it was told.
-pub mod unsure {
-    pub const NO: u8 = 0;
-    pub const UNREAD: u8 = 1;
-    pub const BEGUN: u8 = 2;
-}
-
 /// How many exchanges may be open at once on a connection (HTTP/1.1 pipelining); a power of two.
 pub const OPEN_MAX: u32 = 8;
 
@@ -86,14 +78,11 @@ pub struct Connection {
     pub connect_ns: u64,
     /// The invocation that made the last call on this connection; 0 if nobody knows.
     pub caller: u64,
-    /// That call's span.
-    pub call: u64,
     pub connect_rule: u8,
     /// And how far it can be believed: see [`crate::attribution::Parent`].
     pub connect_flags: u8,
     pub connect_trust: u8,
-    /// See [`unsure`].
-    pub unsure: u8,
+    pub pad: u8,
     /// Segments that had been sent again when the last exchange ended.
     pub retransmits: u32,
     /// Span ids of the open exchanges, by ordinal modulo [`OPEN_MAX`]; 0 once ended.
@@ -144,7 +133,6 @@ impl Connection {
         self.first_byte_ns = 0;
         self.pid = 0;
         self.caller = 0;
-        self.unsure = unsure::NO;
         self.read_ns = 0;
         self.retransmits = 0;
         self.polled_span = 0;

@@ -117,8 +117,6 @@ pub fn fill(scratch: &mut Scratch, connection: &Connection, flags: u8, live: u32
     start.trust = 0;
     start.pad = [0; 3];
     start.tid = 0;
-    start.connecting_ns = 0;
-    start.pad2 = 0;
     start.unit = [0; 2];
     start.live = if live > 255 { 255 } else { live as u8 };
 }
@@ -238,7 +236,6 @@ pub fn call_begins(scratch: &mut Scratch, connection: &mut Value<Connection>, ta
     connection.requests = ordinal.wrapping_add(1);
     connection.pid = pid;
     connection.caller = scratch.parent.context.span_id;
-    connection.call = span;
     facts::call_begins(scratch, connection);
     count_call(tag as u32, u32::from(rule));
     if !tag.on_the_wire() {

@@ -1,11 +1,11 @@
-//! Facts that tell user space afterwards whose a call was, where that is not certain when it is sent: who reads the
-//! answer, whom the thread that made it wakes when it is done, and which of the runtime's units of work sent it.
+//! What tells user space afterwards whose a call was, where that is not certain when it is sent: which of the runtime's
+//! units of work sent it, and which answers. Nothing else makes records of these.
 //!
 //! A loop runs its units (the tasks of Python's asyncio) one after the other, each from the same depth of its thread's
 //! stack. So there is a place on the stack, always as far from where the stack ended when the loop first waited, at which there
 //! is the address of the unit that runs, be it that it makes a call or answers. Where that place is depends on how the
 //! runtime was compiled. Of a process's first such calls and answers, therefore, the stack around is shown to user space,
-//! which learns it, and writes it to [`UNITS`]; from then on the one word is read.
+//! which learns it, and writes it to [`UNITS`]; from then on that word is read, and a second one like it.
 
 use aya_ebpf::helpers::{
     bpf_ktime_get_ns,
@@ -14,13 +14,13 @@ use aya_ebpf::helpers::{
 use core::{ffi::c_void, ptr};
 use tracer_ebpf::{
     counter::Counter,
-    record::{Answered, HandBack, Header, Kind, Read, Rule, STACK, START_WEAK, Sought, place, sought},
+    record::{Answered, Header, Kind, Rule, STACK, START_WEAK, Sought, place, sought},
 };
 
 use crate::{
     atomic::Atomic,
     attribution::{self, Futex, Thread},
-    connection::{Connection, unsure},
+    connection::Connection,
     kernel::Task,
     maps::{INFERS, RECORDS, UNITS, WAITERS, count},
     pointer::Value,
@@ -28,18 +28,6 @@ use crate::{
     scratch::{self, Scratch},
     stream::sender,
 };
-
-#[repr(C)]
-struct ReadRecord {
-    header: Header,
-    read: Read,
-}
-
-#[repr(C)]
-struct HandBackRecord {
-    header: Header,
-    back: HandBack,
-}
 
 /// So many stacks of a process are shown, and as many again whenever user space asks for them.
 const MOST: u64 = 384;
@@ -83,37 +71,6 @@ unsafe fn tell(record: *mut c_void, len: usize) {
     let failed = unsafe { bpf_ringbuf_output((&raw const RECORDS).cast_mut().cast(), record, len as u64, 1) };
     count(if failed == 0 { Counter::Records } else { Counter::RecordsLost });
     scratch::wake();
-}
-
-/// `task` read of the answer to the last call on this connection. Its beginning and its end are told, not what is
-/// between. `true` if that was wanted: then the thread may have to tell whom it wakes.
-#[inline(always)]
-pub fn response_read(connection: &mut Value<Connection>, task: Task) -> bool {
-    if connection.unsure == unsure::NO {
-        return false;
-    }
-    let whole = connection.open() == 0;
-    if whole || connection.unsure == unsure::UNREAD {
-        connection.unsure = if whole { unsure::NO } else { unsure::BEGUN };
-        let mut record = ReadRecord {
-            header: header(Kind::ResponseRead, connection.sandbox, task.pid),
-            read: Read { span: connection.call, tid: task.tid, whole: u32::from(whole) },
-        };
-        // SAFETY: the record's own size.
-        unsafe { tell((&raw mut record).cast(), size_of::<ReadRecord>()) };
-    }
-    true
-}
-
-/// `by` wakes `woken`, which serves the invocation `span` and waits for the futex at this address.
-#[inline(always)]
-pub fn hands_back(sandbox: u64, span: u64, by: Task, woken: Task, futex: u64) {
-    let mut record = HandBackRecord {
-        header: header(Kind::HandBack, sandbox, by.pid),
-        back: HandBack { span, futex, tid: by.tid, wakes: woken.tid },
-    };
-    // SAFETY: the record's own size.
-    unsafe { tell((&raw mut record).cast(), size_of::<HandBackRecord>()) };
 }
 
 /// The process's entry in [`UNITS`], made for a call if there is none.
@@ -244,6 +201,12 @@ pub fn hands_unit(by: Task, from: &Thread, woken: Task, to: &mut [u64; 2]) {
     unsafe { read_unit(&found, from.wait_sp, to.as_mut_ptr()) };
 }
 
+/// Whether it is known, or sought, where the units of a process show.
+#[inline(always)]
+pub fn has_units(pid: u32) -> bool {
+    UNITS.get_ptr(pid).is_some()
+}
+
 /// Whether one more stack is to be shown. Two CPUs may take the last one at once; then the number wraps, and is none that is
 /// wanted.
 #[inline(always)]
@@ -285,10 +248,9 @@ pub fn call_begins(scratch: &mut Scratch, connection: &mut Connection) {
 #[inline(never)]
 extern "C" fn note_call(scratch: *mut Scratch, connection: *mut Connection) -> u32 {
     // SAFETY: the caller's pointers to map values.
-    let (Some(mut scratch), Some(mut connection)) = (unsafe { (Value::new(scratch), Value::new(connection)) }) else {
+    let (Some(mut scratch), Some(connection)) = (unsafe { (Value::new(scratch), Value::new(connection)) }) else {
         return 0;
     };
-    connection.unsure = unsure::NO;
     if INFERS.load() == 0 || !sampling::is_recorded(&scratch.start().context) {
         return 0;
     }
@@ -297,14 +259,8 @@ extern "C" fn note_call(scratch: *mut Scratch, connection: *mut Connection) -> u
     if !is_open && parent.flags & START_WEAK == 0 {
         return 0;
     }
-    connection.unsure = unsure::UNREAD;
-    let (now, sandbox) = (scratch.now, connection.sandbox);
-    let start = scratch.start();
-    if connection.requests == 1 {
-        let connecting_ns = now.wrapping_sub(connection.connect_ns);
-        start.connecting_ns = if connecting_ns > u64::from(u32::MAX) { u32::MAX } else { connecting_ns as u32 };
-    }
-    let span = start.context.span_id;
+    let sandbox = connection.sandbox;
+    let span = scratch.start().context.span_id;
     let task = sender(&connection, scratch.sends == 1);
     let start = scratch.start();
     start.tid = task.tid;

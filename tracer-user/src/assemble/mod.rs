@@ -250,8 +250,6 @@ impl Assembler {
                     birth.executes(header.at_ns);
                 }
             }
-            Body::ResponseRead(_) => self.totals.records.count(Kind::ResponseRead),
-            Body::HandBack(_) => self.totals.records.count(Kind::HandBack),
             Body::Answered(answered) => {
                 self.totals.records.count(Kind::Answered);
                 self.unit_answers(header, &answered);

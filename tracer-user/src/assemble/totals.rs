@@ -86,10 +86,6 @@ pub struct Records {
     pub sandbox_exec: u64,
     /// [`Kind::SandboxListens`].
     pub sandbox_listens: u64,
-    /// [`Kind::ResponseRead`].
-    pub response_read: u64,
-    /// [`Kind::HandBack`].
-    pub hand_back: u64,
     /// [`Kind::UnitSought`].
     pub unit_sought: u64,
     /// [`Kind::Answered`].
@@ -133,7 +129,7 @@ impl Records {
     /// All of them.
     pub fn sum(&self) -> u64 {
         let sandboxes = self.sandbox_born + self.sandbox_gone + self.sandbox_exec + self.sandbox_listens;
-        let facts = self.response_read + self.hand_back + self.unit_sought + self.answered;
+        let facts = self.unit_sought + self.answered;
         sandboxes + facts + self.runtime_report + self.starts() + self.ends()
     }
 
@@ -160,8 +156,6 @@ impl Records {
             Kind::RuntimeReport => &mut self.runtime_report,
             Kind::SandboxExec => &mut self.sandbox_exec,
             Kind::SandboxListens => &mut self.sandbox_listens,
-            Kind::ResponseRead => &mut self.response_read,
-            Kind::HandBack => &mut self.hand_back,
             Kind::UnitSought => &mut self.unit_sought,
             Kind::Answered => &mut self.answered,
         } += 1;

@@ -325,8 +325,6 @@ pub(crate) fn blank(context: Context, parent: u64, flags: u8, rule: Rule, tag: T
         trust: 0,
         pad: [0; 3],
         tid: 0,
-        connecting_ns: 0,
-        pad2: 0,
         unit: [0; 2],
     }
 }

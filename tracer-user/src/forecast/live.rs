@@ -152,8 +152,6 @@ impl Live {
             | Body::SandboxGone
             | Body::SandboxExec(_)
             | Body::SandboxListens(_)
-            | Body::ResponseRead(_)
-            | Body::HandBack(_)
             | Body::UnitSought(..)
             | Body::Answered(_)
             | Body::RuntimeReport(..) => return,
@@ -365,8 +363,6 @@ mod tests {
             trust: 0,
             pad: [0; 3],
             tid: 0,
-            connecting_ns: 0,
-            pad2: 0,
             unit: [0; 2],
         }
     }

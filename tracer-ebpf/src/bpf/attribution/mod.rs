@@ -20,7 +20,7 @@ pub use self::{
     live::{
         ContextKey, Holders, Invocation, Sandbox, begin, begin_unknown, end, end_unknown, invocation, only, sandbox,
     },
-    thread::{Futex, Goroutine, Thread, exits, forks, goroutine, owes, reads_request, reads_response, thread, wakes},
+    thread::{Futex, Goroutine, Thread, exits, forks, goroutine, reads_request, reads_response, thread, wakes},
     trust::{answers, misses},
 };
 use self::{

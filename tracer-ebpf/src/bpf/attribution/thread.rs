@@ -60,9 +60,7 @@ pub struct Thread {
     pub doubtful: u8,
     /// How the thread that made this one came by what it worked for: see [`how`].
     pub made_by: u8,
-    /// 1 once it has read the answer to a call of which it is not certain who made it: see [`crate::facts`].
-    pub owes: u8,
-    pub pad: u8,
+    pub pad: [u8; 2],
 }
 
 impl Thread {
@@ -78,8 +76,7 @@ impl Thread {
         unused: 0,
         doubtful: 0,
         made_by: how::NOTHING,
-        owes: 0,
-        pad: 0,
+        pad: [0; 2],
     };
 
     #[inline(always)]
@@ -213,14 +210,6 @@ pub fn reads_response(task: Task, parent: u64, sandbox: u64) {
     }
 }
 
-/// Notes that `task` has made a call of which it is not certain for whom.
-#[inline(always)]
-pub fn owes(task: Task) {
-    if let Some(mut known) = thread(task.tid) {
-        known.owes = 1;
-    }
-}
-
 #[inline(always)]
 fn works(known: &mut Thread, context: &Context, sandbox: u64, goroutine: u64, by: u8) {
     let other = known.how == how::TURN && known.context.span_id != context.span_id;
@@ -308,19 +297,9 @@ pub fn wakes(waker: Typed, wakee: Typed) {
         return;
     }
     if let Some(giver) = &giver
-        && giver.owes == 1
-        && let Some(known) = &known
-        && known.how == how::DEDICATED
-        && waits.waits_for_good()
-        && known.is_live()
-        && kernel::registers(waker).is_some_and(Registers::may_wake)
-        && !facts::is_shared(woken, waits.first())
-    {
-        facts::hands_back(known.sandbox, known.context.span_id, by, woken, waits.first());
-    }
-    if let Some(giver) = &giver
         && giver.wait_sp != 0
         && waits.waits_for_good()
+        && facts::has_units(by.pid)
         && !facts::is_shared(woken, waits.first())
         && let Some(mut taker) = entry(woken)
         && taker.wait_sp == 0

@@ -10,7 +10,6 @@ use crate::{
     attribution,
     connection::{self, role},
     exchange::NO_SPAN,
-    facts,
     kernel::{self, Sock, Task, Typed},
     maps::FLOOR,
     process,
@@ -34,9 +33,6 @@ pub fn fn_read(context: BtfTracePointContext) -> i32 {
     let (serves, ordinal) = (connection.role == role::SERVER, connection.responses);
     if connection.role == role::CLIENT && connection.polled_span == 0 {
         attribution::reads_response(task, connection.caller, connection.sandbox);
-        if facts::response_read(&mut connection, task) {
-            attribution::owes(task);
-        }
         return 0;
     }
     let span = if !serves {
