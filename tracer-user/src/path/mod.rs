@@ -4,6 +4,7 @@
 //! and a reader passes over keys that it does not know. Strings from the wire are kept as they came (lossy UTF-8,
 //! bounded); making them harmless is the sinks' work, because what is harmful depends on where they are printed.
 
+mod fast;
 mod sandbox;
 mod value;
 
@@ -13,8 +14,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tracer_ebpf::record::End;
 
 pub use self::sandbox::{ColdStart, Resource};
-use self::value::Text;
 pub use self::value::{SpanId, Time, TraceId};
+pub(crate) use self::value::{Text, shared};
 
 /// The version of the contract, in every line under `fntrace`. Only this one is read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -121,7 +122,8 @@ impl Line {
         }
         // Nearly every line is a path, and says so where this agent puts it: no need to look for the type first.
         if json.starts_with(r#"{"fntrace":1,"type":"path","#) {
-            return serde_json::from_str(json).map(|path| Some(Self::Path(path)));
+            let path = fast::path(json).map_or_else(|| serde_json::from_str(json), Ok);
+            return path.map(|path| Some(Self::Path(path)));
         }
         match &*serde_json::from_str::<Probe<'_>>(json)?.kind {
             "path" => serde_json::from_str(json).map(|path| Some(Self::Path(path))),
@@ -297,7 +299,7 @@ pub struct Invocation {
     /// The sandbox's path below the cgroup root.
     pub sandbox: Arc<str>,
     /// Who the sandbox is, under OpenTelemetry's names.
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "shared")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "resource")]
     pub resource: Option<Arc<Resource>>,
     /// The process that received the request, in the host's numbering; 0 if not known.
     pub pid: u32,
@@ -473,7 +475,7 @@ fn children<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Node>, D::
     deserializer.deserialize_seq(Visitor)
 }
 
-fn shared<S: Serializer>(resource: &Option<Arc<Resource>>, serializer: S) -> Result<S::Ok, S::Error> {
+fn resource<S: Serializer>(resource: &Option<Arc<Resource>>, serializer: S) -> Result<S::Ok, S::Error> {
     resource.as_deref().serialize(serializer)
 }
 

@@ -58,7 +58,8 @@ impl Serialize for Time {
 }
 
 /// A string of a line, taken from it where it stands if nothing in it is escaped. (`Cow` always copies when it is read.)
-pub(super) struct Text<'a>(pub(super) Cow<'a, str>);
+#[derive(Default)]
+pub(crate) struct Text<'a>(pub(crate) Cow<'a, str>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -82,23 +83,27 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     }
 }
 
+/// The same names come over and over: those read last are kept, and shared.
+pub(crate) fn shared(text: &str) -> Arc<str> {
+    const KEPT: usize = 1024;
+    thread_local! {
+        static NAMES: RefCell<[Option<Arc<str>>; KEPT]> = const { RefCell::new([const { None }; KEPT]) };
+    }
+    let place = FixedState::with_seed(0).hash_one(text) as usize % KEPT;
+    NAMES.with_borrow_mut(|names| match &mut names[place] {
+        Some(name) if **name == *text => Arc::clone(name),
+        slot => Arc::clone(slot.insert(text.into())),
+    })
+}
+
 impl Text<'_> {
-    /// The same names come over and over: those read last are kept, and shared.
-    pub(super) fn shared(self) -> Arc<str> {
-        const KEPT: usize = 256;
-        thread_local! {
-            static NAMES: RefCell<[Option<Arc<str>>; KEPT]> = const { RefCell::new([const { None }; KEPT]) };
-        }
-        let text = self.0.as_ref();
-        let place = FixedState::with_seed(0).hash_one(text) as usize % KEPT;
-        NAMES.with_borrow_mut(|names| match &mut names[place] {
-            Some(name) if **name == *text => Arc::clone(name),
-            slot => Arc::clone(slot.insert(text.into())),
-        })
+    /// See [`shared`].
+    pub(crate) fn shared(&self) -> Arc<str> {
+        shared(&self.0)
     }
 
     /// Without a copy if it is one of the words that nearly all lines hold.
-    pub(super) fn word(self) -> Cow<'static, str> {
+    pub(crate) fn word(self) -> Cow<'static, str> {
         const WORDS: [&str; 20] = [
             "GET",
             "POST",
@@ -126,7 +131,7 @@ impl Text<'_> {
     }
 }
 
-fn hex64(text: &str) -> Option<u64> {
+pub(super) fn hex64(text: &str) -> Option<u64> {
     // `from_str_radix` would take a sign, and twice the time.
     let digits: &[u8; 16] = text.as_bytes().try_into().ok()?;
     digits.iter().try_fold(0, |number, digit| {

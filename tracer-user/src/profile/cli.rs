@@ -16,7 +16,7 @@ use super::{
     form::{Format, Look, Report},
     late::Late,
 };
-use crate::{input, text::harmless};
+use crate::{input, path::Line, text::harmless};
 
 /// Makes a profile of call paths: where the time goes, and what to change.
 ///
@@ -147,6 +147,8 @@ fn read_line(
     format: input::Format,
 ) -> Result<(), String> {
     match input::line(text, number, format)? {
+        // In other formats nothing comes late.
+        Some(Line::Path(path)) if format != input::Format::Paths => profile.add(&path),
         Some(line) => late.line(profile, line),
         // `Line` knows no profiles, and those of other programs' lines that look like one are rare enough to be parsed.
         None if text.contains(r#""type":"profile""#) => {
