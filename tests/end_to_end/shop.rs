@@ -11,6 +11,8 @@ use std::{
     io::{BufRead as _, BufReader},
     net::SocketAddr,
     process::{Child, ChildStdin, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::process::Signal;
@@ -75,6 +77,20 @@ impl Shop {
         assert!(before.is_empty() || before == after, "calls go over other connections: {before:?}, {after:?}");
         let arrived = self.listener.headers("traceparent").pop().expect("nothing has reached the listener");
         assert_eq!(arrived.is_some(), joined_by == JoinedBy::Tag, "it arrived with {arrived:?}");
+    }
+
+    /// Calls until the tag stays away. What tags is taken out by a worker of the kernel (kernel/bpf/arraymap.c,
+    /// prog_array_map_clear) once an agent's last descriptor is closed: soon after its death, but not with it.
+    pub fn wait_until_untagged(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            assert_eq!(self.payment.request("POST", "/pay", &[], b"{}").unwrap().status, 200);
+            if self.listener.headers("traceparent").pop().expect("nothing has reached the listener").is_none() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "calls are still tagged, seconds after the agent's death");
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Ends an agent by SIGTERM. It has to have traced every request of `works` times [`Shop::work`], each call where it

@@ -200,6 +200,23 @@ fn a_child_that_a_watchdog_starts_works_for_the_request_that_it_was_started_for(
     check_at_once(&roots, "/at-once", &at_once, &callee, &["lineage"]);
 }
 
+/// As the classic watchdog does it: who forks is a goroutine of its own, which has read nothing.
+#[test]
+fn a_child_that_another_goroutine_starts_is_known_where_goroutines_are_followed() {
+    let slice = Slice::new();
+    let callee = Function::start(&slice, Kind::Go);
+    let script = source().join("watchdog/cgi-bin/function.py");
+    let server = Server::start(&slice, "watchdog", |address, _| {
+        watchdog("classic", &format!("python3 {}", script.display()), address)
+    });
+    let agent = Agent::start_with(&slice, &["--go-uprobes"]);
+    let answers = at_once(&server, "/classic", &callee);
+    let finished = agent.stop();
+    let roots = roots(&finished);
+    assert_eq!(roots.len(), AT_ONCE, "{:#?}", finished.lines);
+    check_at_once(&roots, "/classic", &answers, &callee, &["lineage", "coroutine"]);
+}
+
 const AT_ONCE: usize = 8;
 
 /// Requests that overlap, each with two calls.

@@ -123,6 +123,7 @@ fn kill(_: &Options) -> String {
     agent.signal(Signal::KILL);
     assert_eq!(agent.finish().status.signal(), Some(9));
     assert_detached();
+    shop.wait_until_untagged();
     shop.work(JoinedBy::Wire);
     // Nothing is left that would keep the next one from the same sandboxes, nor from these very connections.
     let agent = Agent::start(&shop.slice);

@@ -4,8 +4,8 @@
 //! [`HEAD_MAX`](tracer_ebpf::record::HEAD_MAX)), malformed, or made to hurt. Nothing here fails; what cannot be read
 //! is absent. Strings are lossy UTF-8 and bounded; what would not show as itself is percent-encoded.
 
-use crate::text::is_harmful;
-use std::{borrow::Cow, mem::MaybeUninit};
+use crate::{path::shared, text::is_harmful};
+use std::{borrow::Cow, mem::MaybeUninit, sync::Arc};
 
 use tracer_ebpf::record::HEAD_MAX;
 
@@ -22,11 +22,11 @@ pub struct Head {
     /// Empty if the request line could not be read.
     pub method: Cow<'static, str>,
     /// Without the query. Of an absolute request target, the path alone.
-    pub path: Box<str>,
+    pub path: Arc<str>,
     /// Without `?`.
     pub query: Option<Box<str>>,
     /// The Host header, or the authority of an absolute request target.
-    pub host: Option<Box<str>>,
+    pub host: Option<Arc<str>>,
 }
 
 /// Which parts to keep beside method and path.
@@ -79,15 +79,15 @@ impl Head {
     fn new(method: &[u8], target: &[u8], host: Option<&[u8]>, keep: Keep) -> Self {
         let (authority, target) = split_absolute(target);
         let (path, query) = match target.iter().position(|byte| *byte == b'?') {
-            Some(at) => (&target[..at], keep.query.then(|| lossy(&target[at + 1..], HEAD_MAX))),
+            Some(at) => (&target[..at], keep.query.then(|| lossy(&target[at + 1..], HEAD_MAX).into())),
             None => (target, None),
         };
         let host = host.filter(|host| !host.is_empty()).or(authority);
         Self {
             method: method_name(method),
-            path: lossy(path, HEAD_MAX),
+            path: shared(&lossy(path, HEAD_MAX)),
             query,
-            host: host.filter(|_| keep.host).map(|host| lossy(host, HOST_MAX)),
+            host: host.filter(|_| keep.host).map(|host| shared(&lossy(host, HOST_MAX))),
         }
     }
 
@@ -131,15 +131,20 @@ fn method_name(method: &[u8]) -> Cow<'static, str> {
         b"OPTIONS" => "OPTIONS",
         b"CONNECT" => "CONNECT",
         b"TRACE" => "TRACE",
-        other => return Cow::Owned(lossy(other, METHOD_MAX).into()),
+        other => return Cow::Owned(lossy(other, METHOD_MAX).into_owned()),
     })
 }
 
 /// As text, with what would not show as itself percent-encoded: a reader may print a field of the JSON as it is.
-pub(crate) fn lossy(bytes: &[u8], max: usize) -> Box<str> {
-    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(max)]);
+pub(crate) fn lossy(bytes: &[u8], max: usize) -> Cow<'_, str> {
+    let bytes = &bytes[..bytes.len().min(max)];
+    // Nearly everything; the other way looks at each character.
+    if bytes.iter().all(|byte| matches!(byte, b' '..=b'~')) {
+        return Cow::Borrowed(str::from_utf8(bytes).unwrap_or_default());
+    }
+    let text = String::from_utf8_lossy(bytes);
     if !text.contains(is_harmful) {
-        return text.into();
+        return text;
     }
     let mut out = String::with_capacity(text.len() + 16);
     for char in text.chars() {
@@ -161,7 +166,7 @@ mod tests {
 
     fn parse(head: &str) -> (String, String, Option<String>, Option<String>) {
         let head = Head::parse(head.as_bytes(), ALL);
-        (head.method.into(), head.path.into(), head.query.map(Into::into), head.host.map(Into::into))
+        (head.method.into(), (*head.path).into(), head.query.map(Into::into), head.host.map(|host| (*host).into()))
     }
 
     fn expect(

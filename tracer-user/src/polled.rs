@@ -39,10 +39,11 @@ impl Polled {
         for header in response.headers.iter() {
             match () {
                 () if header.name.eq_ignore_ascii_case("Lambda-Runtime-Aws-Request-Id") => {
-                    polled.invocation_id = Some(lossy(header.value, TEXT_MAX));
+                    polled.invocation_id = Some(lossy(header.value, TEXT_MAX).into());
                 }
                 () if header.name.eq_ignore_ascii_case("Lambda-Runtime-Invoked-Function-Arn") => {
-                    polled.resource_id = Some(lossy(header.value, TEXT_MAX)).filter(|arn| !arn.is_empty());
+                    let arn = lossy(header.value, TEXT_MAX);
+                    polled.resource_id = (!arn.is_empty()).then(|| arn.into());
                 }
                 () if header.name.eq_ignore_ascii_case("Lambda-Runtime-Deadline-Ms") => {
                     let digits = std::str::from_utf8(header.value).ok();
@@ -73,7 +74,7 @@ pub fn error_type(request: &[u8]) -> Option<Box<str>> {
     let told = find(ERROR_TYPE).map(|header| header.value).filter(|name| !name.is_empty());
     let in_cause = || find(XRAY_CAUSE).and_then(|header| values(header.value, b"type").next());
     let name = told.or_else(|| values(behind, b"errorType").next().filter(|name| !name.is_empty())).or_else(in_cause);
-    name.map(|name| lossy(name, TEXT_MAX))
+    name.map(|name| lossy(name, TEXT_MAX).into())
 }
 
 const ERROR_TYPE: &str = "Lambda-Runtime-Function-Error-Type";

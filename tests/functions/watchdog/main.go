@@ -1,8 +1,10 @@
-// A watchdog after OpenFaaS's of-watchdog, which is not to be had as a Go module: with mode=http it starts the function
-// once and is a proxy before it, with mode=streaming it starts it for each request, which comes on standard input.
+// A watchdog after OpenFaaS's two, which are not to be had as Go modules: with mode=http it starts the function once and is
+// a proxy before it, with mode=streaming it starts it for each request, which comes on standard input. With mode=classic
+// it does so, as the classic watchdog does, in a goroutine of its own, once it has read all of the request.
 package main
 
 import (
+	"io"
 	"log"
 	"net"
 	"net/http"
@@ -32,6 +34,28 @@ func main() {
 			}
 		}
 		handler = httputil.NewSingleHostReverseProxy(upstream)
+	} else if os.Getenv("mode") == "classic" {
+		handler = http.HandlerFunc(func(response http.ResponseWriter, request *http.Request) {
+			body, err := io.ReadAll(request.Body)
+			if err != nil {
+				http.Error(response, err.Error(), http.StatusBadRequest)
+				return
+			}
+			command := exec.Command(function[0], function[1:]...)
+			command.Stdin, command.Stderr = strings.NewReader(string(body)), os.Stderr
+			var output []byte
+			done := make(chan error)
+			go func() {
+				var err error
+				output, err = command.Output()
+				done <- err
+			}()
+			if err := <-done; err != nil {
+				http.Error(response, err.Error(), http.StatusInternalServerError)
+				return
+			}
+			response.Write(output)
+		})
 	} else {
 		handler = http.HandlerFunc(func(response http.ResponseWriter, request *http.Request) {
 			command := exec.Command(function[0], function[1:]...)

@@ -1,10 +1,11 @@
 //! Requests and responses, as they are recognised: what they mean at either end of a connection.
 
 use aya_ebpf::helpers::bpf_get_prandom_u32;
+use core::ptr;
 use tracer_ebpf::{
     counter::Counter,
     http1::{mode, tag_state},
-    record::{Kind, Reason, Rule, START_FIRST, START_HEAD_CUT, START_INBOUND, START_UNSAMPLED, Tag},
+    record::{Kind, Reason, Rule, START_FIRST, START_HEAD_CUT, START_INBOUND, START_UNSAMPLED, Tag, Wire},
     traceparent::{Context, SAMPLED},
 };
 
@@ -88,12 +89,26 @@ fn first_byte(scratch: &Scratch, connection: &Connection) -> u32 {
     scratch.sequence_here().wrapping_sub(connection.request.flow.head_len)
 }
 
+/// Copies the ends of a connection word by word. An assignment becomes a call that copies byte by byte.
+#[inline(always)]
+fn copy_wire(to: &mut Wire, from: &Wire) {
+    const WORDS: usize = size_of::<Wire>() / size_of::<u32>();
+    const _: () = assert!(size_of::<Wire>() % size_of::<u32>() == 0);
+    let (to, from) = (ptr::from_mut(to).cast::<u32>(), ptr::from_ref(from).cast::<u32>());
+    let mut i = 0;
+    while i < WORDS {
+        // SAFETY: within both; plain bytes, which need no alignment in map values.
+        unsafe { to.add(i).write_unaligned(from.add(i).read_unaligned()) };
+        i += 1;
+    }
+}
+
 /// Fills in what all starts have in common.
 #[inline(always)]
 pub fn fill(scratch: &mut Scratch, connection: &Connection, flags: u8, live: u32, sequence: u32) {
     let start = scratch.start();
     start.conn = connection.cookie;
-    start.wire = connection.wire;
+    copy_wire(&mut start.wire, &connection.wire);
     start.sequence = sequence;
     start.flags = if start.context.flags & SAMPLED == 0 { flags | START_UNSAMPLED } else { flags };
     start.rule = Rule::None as u8;
@@ -105,14 +120,14 @@ pub fn fill(scratch: &mut Scratch, connection: &Connection, flags: u8, live: u32
 /// Makes the context of a call: a span of its own, in its parent's trace if it has one.
 #[inline(always)]
 pub fn derive(scratch: &mut Scratch, sandbox: u64) {
-    let parent = scratch.parent;
+    let Context { trace_id, span_id: parent, flags, .. } = scratch.parent.context;
     let start = scratch.start();
-    start.context.trace_id = parent.context.trace_id;
-    start.context.flags = parent.context.flags;
+    start.context.trace_id = trace_id;
+    start.context.flags = flags;
     start.context.pad = [0; 7];
     start.context.span_id = random_id();
-    start.parent = parent.context.span_id;
-    if parent.context.span_id == 0 {
+    start.parent = parent;
+    if parent == 0 {
         start.context.trace_id = new_trace();
         start.context.flags = sampling::flags_of_root(sandbox);
     }

@@ -4,7 +4,7 @@ use aya_ebpf::{
     bindings::{__sk_buff, BPF_TCP_LISTEN},
     helpers::{
         bpf_ktime_get_ns,
-        generated::{bpf_sk_fullsock, bpf_skb_load_bytes, bpf_skc_to_tcp_sock},
+        generated::{bpf_sk_fullsock, bpf_skc_to_tcp_sock},
     },
     programs::SkBuffContext,
 };
@@ -88,43 +88,42 @@ fn look_at<const REQUEST: bool>(packet: *mut __sk_buff, connection: &mut Value<C
 }
 
 /// Finds the TCP payload; `None` if there is none.
+///
+/// The headers are read where they are: both lie in the linear part (net/ipv4/tcp_ipv4.c, tcp_v4_rcv: pskb_may_pull;
+/// net/ipv4/tcp_output.c, __tcp_transmit_skb: skb_push). If they once did not, the flow would find their bytes missing.
 #[inline(always)]
 fn payload(packet: *mut __sk_buff) -> Option<Payload> {
-    let mut head = [0u8; 40];
-    let load = |at: u32, to: &mut [u8], len: u32| {
-        // SAFETY: the callers pass buffers of `len` bytes; the helper checks `at`.
-        unsafe { bpf_skb_load_bytes(packet.cast(), at, to.as_mut_ptr().cast(), len) == 0 }
-    };
-    if !load(0, &mut head, 20) {
-        return None;
-    }
     const TCP: u8 = 6;
     const HOP_BY_HOP: u8 = 0;
-    let tcp_at = match head[0] >> 4 {
-        4 if head[9] == TCP => u32::from(head[0] & 15) * 4,
-        6 if head[6] == TCP => 40,
+    const HEADER: usize = 20;
+    let at = |at: u32| {
+        // SAFETY: fields of the context, which the verifier knows for the packet's bounds.
+        let (data, end) = unsafe { ((*packet).data as usize, (*packet).data_end as usize) };
+        let header = data + at as usize;
+        if header + HEADER > end { None } else { Some(header as *const u8) }
+    };
+    // SAFETY: the callers ask for bytes of a header that `at` gave.
+    let byte = |header: *const u8, i: usize| unsafe { header.add(i).read() };
+    let ip = at(0)?;
+    let tcp_at = match byte(ip, 0) >> 4 {
+        4 if byte(ip, 9) == TCP => u32::from(byte(ip, 0) & 15) * 4,
+        6 if byte(ip, 6) == TCP => 40,
         // A jumbogram (BIG TCP) carries one extension header of 8 bytes.
-        6 if head[6] == HOP_BY_HOP => {
-            if !load(40, &mut head, 2) || head[0] != TCP {
-                return None;
-            }
-            48
-        }
+        6 if byte(ip, 6) == HOP_BY_HOP && byte(at(40)?, 0) == TCP => 48,
         _ => return None,
     };
-    if !load(tcp_at, &mut head, 20) {
-        return None;
-    }
-    let at = tcp_at + u32::from(head[12] >> 4) * 4;
+    let tcp = at(tcp_at)?;
+    let at = tcp_at + u32::from(byte(tcp, 12) >> 4) * 4;
     // SAFETY: a field of the context.
     let whole = unsafe { (*packet).len };
     if whole <= at {
         return None;
     }
     const SYN: u8 = 2;
-    let sequence = u32::from_be_bytes([head[4], head[5], head[6], head[7]]);
+    // SAFETY: within the header.
+    let sequence = u32::from_be(unsafe { tcp.add(4).cast::<u32>().read_unaligned() });
     // A SYN takes one number; with TCP Fast Open, bytes come with it.
-    let sequence = sequence.wrapping_add(u32::from(head[13] & SYN != 0));
+    let sequence = sequence.wrapping_add(u32::from(byte(tcp, 13) & SYN != 0));
     Some(Payload { at, len: whole - at, sequence, segment: whole - tcp_at })
 }
 

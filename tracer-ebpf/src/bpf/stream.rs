@@ -26,6 +26,9 @@ use crate::{
 /// Most steps over one packet or message. What needs more (64 KiB of one-byte chunks, say) loses its framing.
 const STEPS: u32 = 16_384;
 
+/// Most lines of a head that one step passes over. Each of its own would cost more for the step than for the line.
+const LINES: u32 = 4;
+
 /// Where the bytes come from.
 pub trait Source {
     /// Whether the run stops at a complete request head, for the tag.
@@ -52,6 +55,13 @@ impl Source for Packet {
     }
 }
 
+/// How much of a message is in one piece, from where it was last pulled to.
+#[inline(always)]
+pub fn linear(message: *mut sk_msg_md) -> u32 {
+    // SAFETY: fields of the context.
+    unsafe { ((*message).__bindgen_anon_2.data_end as usize - (*message).__bindgen_anon_1.data as usize) as u32 }
+}
+
 /// A message on its way out.
 pub struct Message(pub *mut sk_msg_md);
 
@@ -61,10 +71,13 @@ impl Source for Message {
     #[inline(always)]
     unsafe fn load(&self, at: u32, to: *mut u8, len: u64) -> bool {
         let at = at & 0xff_ffff;
-        // Where the message is one piece already, this only moves the window of what may be read.
-        // SAFETY: the helper checks its arguments and makes `len` bytes at `at` readable; the other one copies them.
+        // SAFETY: fields of the context; the helper checks its arguments and makes `len` bytes at `at` readable; the other
+        // one copies them.
         unsafe {
-            if bpf_msg_pull_data(self.0, at, at + len as u32, 0) != 0 {
+            // At the beginning nothing has been pulled yet but that. Elsewhere, where the message is one piece already,
+            // pulling only moves the window of what may be read.
+            let begins = at == 0 && linear(self.0) as u64 >= len;
+            if !begins && bpf_msg_pull_data(self.0, at, at + len as u32, 0) != 0 {
                 return false;
             }
             let data = (*self.0).__bindgen_anon_1.data as *const u8;
@@ -192,7 +205,13 @@ extern "C" fn step<S: Source, const REQUEST: bool>(_: u64, run: *mut c_void) -> 
         return next_window::<S, REQUEST>(source, &mut scratch, &mut connection);
     }
     let Scratch { window, cursor, next, .. } = &mut *scratch;
-    *next = flow.step(side::<REQUEST>(), window, cursor) as u32;
+    let mut event = flow.step(side::<REQUEST>(), window, cursor);
+    let mut more = LINES - 1;
+    while more > 0 && event == Event::Step && flow.mode == mode::LINE {
+        event = flow.next_line(window, cursor);
+        more -= 1;
+    }
+    *next = event as u32;
     GO_ON
 }
 

@@ -261,6 +261,15 @@ impl Flow {
         Event::Opaque
     }
 
+    /// As [`Self::step`], at the beginning of a header line: a call of its own costs more than most lines do.
+    #[inline(always)]
+    pub fn next_line<W: Window + ?Sized>(&mut self, window: &W, cursor: &mut Cursor) -> Event {
+        if cursor.at >= cursor.end {
+            return Event::Drained;
+        }
+        self.line(window, cursor)
+    }
+
     /// Does one piece of work in a head or in the frame of a chunk. Not to be called in [`mode::BODY`],
     /// [`mode::UNTIL_CLOSE`], [`mode::OPAQUE`] and [`mode::LOST`], in which there is nothing to look at, nor in
     /// [`mode::HEAD_DONE`].

@@ -7,6 +7,8 @@ mod btf;
 mod go;
 mod records;
 mod sampling;
+#[cfg(test)]
+mod stack;
 
 use std::{
     collections::BTreeMap,

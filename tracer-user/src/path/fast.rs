@@ -178,7 +178,7 @@ impl<'a> Cursor<'a> {
         let to = self.text()?.shared();
         self.eat(r#","peer":"#)?;
         let peer = self.text()?.shared();
-        let host = self.maybe(r#","host":"#, Self::string)?.map(Into::into);
+        let host = self.maybe(r#","host":"#, Self::text)?.map(|host| host.shared());
         self.eat(r#","start_us":"#)?;
         let start_us = self.signed()?;
         let duration_us = self.maybe(r#","duration_us":"#, Self::number)?;
@@ -222,7 +222,7 @@ impl<'a> Cursor<'a> {
         self.eat(r#"{"method":"#)?;
         let method = self.text()?.word();
         self.eat(r#","path":"#)?;
-        let path = self.string()?.into();
+        let path = self.text()?.shared();
         let query = self.maybe(r#","query":"#, Self::string)?.map(Into::into);
         let status = self.maybe(r#","status":"#, Self::number)?;
         self.eat("}")?;

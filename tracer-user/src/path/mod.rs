@@ -264,7 +264,7 @@ impl<'de> Deserialize<'de> for Node {
                 trace_id,
                 to: need(either.to, "to")?.shared(),
                 peer: need(either.peer, "peer")?.shared(),
-                host: either.host.map(|host| host.0.as_ref().into()),
+                host: either.host.map(|host| host.shared()),
                 start_us,
                 duration_us,
                 first_byte_us,
@@ -349,7 +349,7 @@ pub struct Call {
     pub peer: Arc<str>,
     /// The Host header.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub host: Option<Box<str>>,
+    pub host: Option<Arc<str>>,
     /// Start in µs after the start of the line.
     pub start_us: i64,
     /// None if it was not seen to end.
@@ -393,7 +393,8 @@ pub struct Http {
     #[serde(deserialize_with = "word")]
     pub method: Cow<'static, str>,
     /// The path without the query.
-    pub path: Box<str>,
+    #[serde(deserialize_with = "name")]
+    pub path: Arc<str>,
     /// The query without `?`, only if asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub query: Option<Box<str>>,
@@ -451,6 +452,10 @@ pub enum JoinedBy {
 
 fn word<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Cow<'static, str>, D::Error> {
     Text::deserialize(deserializer).map(Text::word)
+}
+
+fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<str>, D::Error> {
+    Text::deserialize(deserializer).map(|text| text.shared())
 }
 
 /// Most spans have one below them or none. A vector that grows by itself begins with room for four, which is more than an

@@ -56,7 +56,7 @@ impl<'a> View<'a> {
         match (self.callee, self.call) {
             (Some(callee), _) => text(&callee.function),
             (None, Some(call)) if call.to != call.peer => text(&call.to),
-            (None, Some(call)) => call.host.as_deref().map_or_else(|| text(&call.to), |host| shared(clip(host))),
+            (None, Some(call)) => text(call.host.as_ref().unwrap_or(&call.to)),
             (None, None) => Arc::default(),
         }
     }

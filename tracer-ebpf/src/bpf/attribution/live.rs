@@ -87,8 +87,8 @@ pub struct Holders {
 }
 
 impl Holders {
-    const fn nobody() -> Self {
-        Self { count: Atomic::new(0), spans: Atomic::new(0) }
+    const fn one(span: u64) -> Self {
+        Self { count: Atomic::new(1), spans: Atomic::new(span) }
     }
 }
 
@@ -128,13 +128,14 @@ pub fn begin(span: u64, invocation: &Invocation) -> (bool, u32) {
         let key = ContextKey { sandbox: invocation.sandbox, parent: invocation.inbound };
         // Several may have come with the same parent id (retries, or a caller that sends one id with all it does): as
         // long as they are live, it tells nothing.
-        let _ = CONTEXTS.insert(key, Holders::nobody(), u64::from(BPF_NOEXIST));
-        match holders(key) {
-            Some(holders) => {
-                holders.count.add(1);
-                holders.spans.xor(span);
+        if CONTEXTS.insert(key, Holders::one(span), u64::from(BPF_NOEXIST)).is_err() {
+            match holders(key) {
+                Some(holders) => {
+                    holders.count.add(1);
+                    holders.spans.xor(span);
+                }
+                None => count(Counter::InvocationsFull),
             }
-            None => count(Counter::InvocationsFull),
         }
     }
     let Some(sandbox) = sandbox(invocation.sandbox) else { return (false, 0) };

@@ -32,7 +32,7 @@ use crate::{
     pointer::Value,
     runtime_api,
     scratch::{self, Scratch},
-    stream::{self, Message, outcome},
+    stream::{self, Message, linear, outcome},
 };
 
 /// So much is made linear where there is no memory in one piece for the whole message: the longest segment (loopback's
@@ -72,12 +72,6 @@ pub fn fn_tag(context: SkMsgContext) -> u32 {
     };
     let Some(mut connection) = connection else { return SK_PASS };
     send(message, &mut connection)
-}
-
-#[inline(always)]
-fn linear(message: *mut sk_msg_md) -> u32 {
-    // SAFETY: fields of the context.
-    unsafe { ((*message).__bindgen_anon_2.data_end as usize - (*message).__bindgen_anon_1.data as usize) as u32 }
 }
 
 #[inline(always)]
