@@ -20,13 +20,13 @@ pub use self::{
     live::{
         ContextKey, Holders, Invocation, Sandbox, begin, begin_unknown, end, end_unknown, invocation, only, sandbox,
     },
-    thread::{Futex, Goroutine, Thread, exits, forks, goroutine, reads_request, reads_response, wakes},
+    thread::{Futex, Goroutine, Thread, exits, forks, goroutine, reads_request, reads_response, thread, wakes},
     trust::{answers, misses},
 };
 use self::{
     lineage::{by_lineage, work},
     live::forwarded,
-    thread::{entry, how, thread},
+    thread::{entry, how},
 };
 use crate::{
     kernel::{self, Task},
