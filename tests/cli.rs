@@ -4,7 +4,7 @@
 
 use std::{
     io::Write as _,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 fn fntrace(arguments: &[&str]) -> Output {
@@ -121,4 +121,91 @@ fn profile_reads_each_input_plain_or_packed() {
         }
     }
     std::fs::remove_dir_all(directory).unwrap();
+}
+
+/// A path of one invocation, as version `version` of the output has it.
+fn path_line(version: u32, id: u32, key: &str) -> String {
+    format!(
+        r#"{{"fntrace":{version},"type":"path","trace_id":"{id:032x}","start":"2026-11-25T09:00:{:02}.000000Z","duration_us":900,"complete":true,{key}"root":{{"kind":"invocation","span_id":"{id:016x}","function":"f","sandbox":"/f","pid":1,"start_us":0,"duration_us":900,"cold":false,"children":[]}}}}"#,
+        id % 60
+    )
+}
+
+/// Runs the command on `input`, whole on its standard input; nobody reads its output if `closed`.
+fn on_stdin(arguments: &[&str], input: &[u8], closed: bool) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fntrace"));
+    let mut child =
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    if closed {
+        drop(child.stdout.take());
+    }
+    let mut stdin = child.stdin.take().unwrap();
+    // It may end before all is read.
+    let _ = stdin.write_all(input);
+    drop(stdin);
+    child.wait_with_output().unwrap()
+}
+
+const READERS: [&[&str]; 2] = [&["profile", "--format", "json", "-"], &["forecast", "eval", "--json", "-"]];
+
+#[test]
+fn a_broken_line_is_told_with_its_number_and_passed_over() {
+    let lines = [&path_line(1, 1, ""), "{\"fntrace\":1,\"type\":\"path\",", "", &path_line(1, 2, ""), "\u{1b}[31m", ""];
+    for arguments in READERS {
+        let output = on_stdin(arguments, lines.join("\n").as_bytes(), false);
+        let errors = text(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {errors}");
+        assert!(errors.contains("line 2 passed over") && errors.contains("line 5 passed over"), "{errors}");
+        assert_eq!(errors.lines().count(), 2, "{errors}");
+        assert!(!errors.contains('\u{1b}'));
+        let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let read = if arguments[0] == "profile" {
+            result["paths"].as_u64().unwrap()
+        } else {
+            result["train"].as_u64().unwrap() + result["test"].as_u64().unwrap()
+        };
+        assert_eq!(read, 2, "{arguments:?}: {result}");
+    }
+}
+
+#[test]
+fn a_stream_of_a_newer_version_is_read_as_far_as_it_is_understood() {
+    let new = path_line(2, 1, r#""mood":{"of":["the",1,null]},"#);
+    let lines = [new.as_str(), r#"{"fntrace":2,"type":"dream","of":"sheep"}"#, &path_line(1, 2, ""), ""];
+    let output = on_stdin(READERS[0], lines.join("\n").as_bytes(), false);
+    assert_eq!(text(&output.stderr), "");
+    let profile: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&profile["paths"], &profile["functions"]["kept"][0]["invocations"]), (&2.into(), &2.into()));
+}
+
+#[test]
+fn nothing_gives_an_empty_profile_in_every_form() {
+    for format in ["table", "json", "dot", "folded", "html"] {
+        let output = on_stdin(&["profile", "--format", format], b"", false);
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()), "{format}");
+        match format {
+            "json" => {
+                let profile: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+                assert_eq!((&profile["type"], &profile["paths"]), (&"profile".into(), &0.into()));
+            }
+            "folded" => assert!(output.stdout.is_empty()),
+            _ => assert!(!output.stdout.is_empty(), "{format}"),
+        }
+    }
+    let output = on_stdin(READERS[1], b"", false);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &report["test"]), (Some(0), &0.into()));
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_it_quietly() {
+    // More functions than a pipe holds: it cannot be done writing before the reader has gone.
+    let lines: Vec<String> =
+        (0..400).map(|id| path_line(1, id, "").replace(r#""f""#, &format!("\"{}{id}\"", "f".repeat(180)))).collect();
+    for format in ["table", "json", "dot", "folded", "html"] {
+        let output = on_stdin(&["profile", "--format", format, "--top", "400"], lines.join("\n").as_bytes(), true);
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()), "{format}");
+    }
+    let output = on_stdin(READERS[1], lines.join("\n").as_bytes(), true);
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
 }

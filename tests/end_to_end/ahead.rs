@@ -88,9 +88,9 @@ fn a_profile_that_cannot_be_written_is_an_error_of_usage() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("/nowhere/at/all.json"), "{output:?}");
 }
 
-/// Far more than it takes, for a debug build on a machine that does other work besides; less than half a tick of the
-/// agent, so that waiting for one is noticed. What it took is printed.
-const LATEST: Duration = Duration::from_millis(20);
+/// The bar for the median. Of a debug build, beside other tests, far more than it takes; less than half a tick of the agent,
+/// so that waiting for one is noticed. What it took is printed.
+const LATEST: Duration = Duration::from_millis(if cfg!(debug_assertions) { 20 } else { 1 });
 
 #[test]
 fn calls_are_forecast_before_they_are_made_and_at_once() {

@@ -42,8 +42,8 @@ impl Polled {
                     polled.invocation_id = Some(lossy(header.value, TEXT_MAX).into());
                 }
                 () if header.name.eq_ignore_ascii_case("Lambda-Runtime-Invoked-Function-Arn") => {
-                    polled.resource_id =
-                        Some(lossy(header.value, TEXT_MAX).into()).filter(|arn: &Box<str>| !arn.is_empty());
+                    let arn = lossy(header.value, TEXT_MAX);
+                    polled.resource_id = (!arn.is_empty()).then(|| arn.into());
                 }
                 () if header.name.eq_ignore_ascii_case("Lambda-Runtime-Deadline-Ms") => {
                     let digits = std::str::from_utf8(header.value).ok();

@@ -24,7 +24,6 @@ use crate::{
     kernel::Task,
     maps::{INFERS, RECORDS, UNITS, WAITERS, count},
     pointer::Value,
-    sampling,
     scratch::{self, Scratch},
     stream::sender,
 };
@@ -248,10 +247,11 @@ pub fn call_begins(scratch: &mut Scratch, connection: &mut Connection) {
 #[inline(never)]
 extern "C" fn note_call(scratch: *mut Scratch, connection: *mut Connection) -> u32 {
     // SAFETY: the caller's pointers to map values.
-    let (Some(mut scratch), Some(connection)) = (unsafe { (Value::new(scratch), Value::new(connection)) }) else {
+    let (Some(mut scratch), Some(mut connection)) = (unsafe { (Value::new(scratch), Value::new(connection)) }) else {
         return 0;
     };
-    if INFERS.load() == 0 || !sampling::is_recorded(&scratch.start().context) {
+    let ordinal = connection.requests.wrapping_sub(1);
+    if INFERS.load() == 0 || *connection.silent(ordinal) == 1 {
         return 0;
     }
     let parent = &scratch.parent;

@@ -5,9 +5,10 @@ use std::{
     path::PathBuf,
 };
 
+use anyhow::Context as _;
 use clap::Args;
 
-use crate::input::Format;
+use crate::input::{Broken, Format};
 
 use super::{
     eval::{self, Settings},
@@ -55,9 +56,17 @@ fn share(text: &str) -> Result<f32, String> {
     positive(text).and_then(|share| if share < 1.0 { Ok(share) } else { Err("must be below 1".to_owned()) })
 }
 
-/// Runs it. Lines that cannot be read are told to standard error.
+/// Runs it. Lines that cannot be read are told to standard error. A reader of `out` that goes away has seen enough.
 pub fn run(args: &EvalArgs, out: &mut impl Write) -> anyhow::Result<()> {
-    use anyhow::Context;
+    match score(args, out) {
+        Err(error) if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => {
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+fn score(args: &EvalArgs, out: &mut impl Write) -> anyhow::Result<()> {
     let settings = Settings {
         format: args.input,
         horizon: args.horizon,
@@ -69,15 +78,13 @@ pub fn run(args: &EvalArgs, out: &mut impl Write) -> anyhow::Result<()> {
     };
     let mut reports = Vec::new();
     for path in &args.files {
-        let broken = |number: u64, reason: &str| {
-            let reason: String = reason.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-            // Standard error may be closed; there is nobody else to tell.
-            let _ = writeln!(io::stderr(), "fntrace: {}:{number}: {reason}", path.display());
-        };
-        let report = eval::file(path, &settings, broken).with_context(|| format!("cannot read {}", path.display()))?;
+        let name = if path.as_os_str() == "-" { "standard input".to_owned() } else { path.display().to_string() };
+        let (mut broken, mut errors) = (Broken::of(&name), io::stderr());
+        let told = |number: u64, reason: &str| broken.line(&mut errors, number, reason);
+        let report = eval::file(path, &settings, told).with_context(|| format!("cannot read {name}"))?;
+        broken.end(&mut errors);
         if args.json {
-            serde_json::to_writer(&mut *out, &report)?;
-            writeln!(out)?;
+            writeln!(out, "{}", serde_json::to_string(&report)?)?;
         } else {
             show::report(out, &report)?;
             reports.push(report);

@@ -133,3 +133,74 @@ fn the_accuracies_that_were_published() {
         assert!(scores.ece <= 0.03 && scores.time_mae_ms < report.time_mad_ms, "{name}");
     }
 }
+
+/// A function and whom it calls at the same time.
+type Siblings = (&'static str, &'static [&'static str]);
+
+/// In two of the compositions. Siblings come in an order that is nobody's.
+const SIBLINGS: [(&str, &[Siblings]); 2] = [
+    (
+        "tree",
+        &[
+            ("main", &["f11", "f12", "f13"]),
+            ("f11", &["f21", "f22"]),
+            ("f12", &["f23", "f24"]),
+            ("f13", &["f25", "f26"]),
+        ],
+    ),
+    ("fanout", &[("f1", &["f21", "f22", "f23", "f24", "f25"]), ("f3", &["f41", "f42", "f43", "f44", "f45"])]),
+];
+
+/// The next-function accuracy of a forecaster that knows all but which of several siblings comes first, and of that the
+/// true frequencies among the very paths that are scored, given which siblings are left, whether their caller started
+/// cold, and in which order the calls before and these siblings in the path before came. Fitted to what it is scored on,
+/// it is better than any that has to learn these.
+fn best_possible(name: &str, paths: &[Value], train: usize) -> f64 {
+    let families = SIBLINGS.iter().find(|family| name.starts_with(family.0)).unwrap().1;
+    let short = |call: &Value| call["fn"].as_str().unwrap().rsplit('-').next().unwrap().to_owned();
+    let mut before: HashMap<Vec<&str>, String> = HashMap::new();
+    let mut cells: HashMap<String, HashMap<String, u32>> = HashMap::new();
+    let mut all = 0;
+    for (n, path) in paths.iter().enumerate() {
+        let mut calls: Vec<&Value> = calls(path).iter().collect();
+        calls.sort_by(|a, b| a["t"].as_f64().unwrap().total_cmp(&b["t"].as_f64().unwrap()));
+        let names: Vec<String> = calls.iter().map(|call| short(call)).collect();
+        for (place, callee) in names.iter().enumerate().skip(1) {
+            all += u32::from(n >= train);
+            let Some((caller, family)) = families.iter().find(|family| family.1.contains(&&**callee)) else { continue };
+            let left: Vec<&str> =
+                family.iter().copied().filter(|one| !names[..place].iter().any(|name| name == one)).collect();
+            let last = before.insert(left.clone(), callee.clone());
+            if left.len() == 1 || n < train {
+                continue;
+            }
+            let order = &names[..place.min(4)];
+            let caller = names[..place].iter().position(|name| name == caller);
+            let cold = caller.map(|at| calls[at]["init"].as_f64() > Some(0.0));
+            let cell = format!("{left:?} {cold:?} {order:?} {last:?}");
+            *cells.entry(cell).or_default().entry(callee.clone()).or_default() += 1;
+        }
+    }
+    let lost: u32 = cells.values().map(|next| next.values().sum::<u32>() - next.values().max().unwrap()).sum();
+    1.0 - f64::from(lost) / f64::from(all)
+}
+
+/// In the files of high load as they are the published accuracies are out of reach: not even a forecaster fitted to the
+/// paths that it is scored on gets there.
+#[test]
+#[ignore = "needs ../shared/data/faas-chains"]
+fn what_the_order_of_siblings_leaves_open() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data");
+    let folder = std::env::var_os("FNTRACE_DATA").map_or(folder, PathBuf::from).join("faas-chains");
+    for name in ["tree-small", "tree-small-rand", "fanout-small-rand"] {
+        let file = folder.join(format!("{name}-high.ndjson.gz"));
+        let settings = Settings { format: Format::FaasChains, ..Settings::default() };
+        let report = eval::file(&file, &settings, |number, why| panic!("{name}:{number}: {why}")).unwrap();
+        let possible = best_possible(name, &paths(&file), report.train as usize);
+        let [best, ..] = PUBLISHED.iter().find(|published| published.0 == name).unwrap().1;
+        let reached = report.scores.next_accuracy;
+        println!("{name}-high: published {best:.3}, possible at most {possible:.3}, fntrace {reached:.3}");
+        assert!(possible < best, "{name}: {possible} could be reached");
+        assert!(reached > possible - 0.04 && reached <= possible, "{name}: {reached} of {possible}");
+    }
+}

@@ -1,10 +1,10 @@
 //! Traces with true parents, a line each, as distributed tracing stores them.
 
-use std::{borrow::Cow, collections::HashMap, sync::Arc};
-
+use foldhash::{HashMap, HashMapExt as _};
 use serde::Deserialize;
 
 use super::{Call, Trace};
+use crate::path::Text;
 
 #[derive(Deserialize)]
 struct Tree<'a> {
@@ -15,15 +15,15 @@ struct Tree<'a> {
 #[derive(Deserialize)]
 struct Span<'a> {
     #[serde(borrow)]
-    id: Cow<'a, str>,
+    id: Text<'a>,
     #[serde(default, borrow)]
-    parent: Option<Cow<'a, str>>,
+    parent: Option<Text<'a>>,
     #[serde(borrow)]
-    service: Cow<'a, str>,
+    service: Text<'a>,
     #[serde(default, borrow)]
-    op: Cow<'a, str>,
+    op: Text<'a>,
     #[serde(default, borrow)]
-    kind: Cow<'a, str>,
+    kind: Text<'a>,
     start_us: i64,
     #[serde(default)]
     duration_us: Option<u64>,
@@ -34,16 +34,19 @@ struct Span<'a> {
 /// as a call too: it is the root.
 pub(super) fn trace(text: &str) -> Result<Trace, String> {
     let tree: Tree<'_> = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    let by_id: HashMap<&str, usize> = tree.spans.iter().enumerate().map(|(index, span)| (&*span.id, index)).collect();
-    let parent_of = |index: usize| -> Option<usize> {
-        let parent = tree.spans.get(index)?.parent.as_deref()?;
-        by_id.get(parent).copied().filter(|&parent| parent != index)
+    let mut by_id: HashMap<&str, usize> = HashMap::with_capacity(tree.spans.len());
+    by_id.extend(tree.spans.iter().enumerate().map(|(index, span)| (&*span.id.0, index)));
+    let parent = |(index, span): (usize, &Span<'_>)| {
+        let parent = span.parent.as_ref().and_then(|parent| by_id.get(&*parent.0).copied());
+        parent.filter(|&parent| parent != index)
     };
+    let parents: Vec<Option<usize>> = tree.spans.iter().enumerate().map(parent).collect();
+    let parent_of = |index: usize| parents.get(index).copied().flatten();
 
     let mut calls: Vec<Call> = Vec::with_capacity(tree.spans.len());
     // For each span the call that it belongs to.
     let mut call_of: Vec<Option<u32>> = vec![None; tree.spans.len()];
-    let is_server = |span: &Span<'_>| span.kind == "server";
+    let is_server = |span: &Span<'_>| span.kind.0 == "server";
     for (index, span) in tree.spans.iter().enumerate() {
         let below_client = parent_of(index).and_then(|parent| tree.spans.get(parent)).is_some_and(|p| !is_server(p));
         if is_server(span) && below_client {
@@ -56,7 +59,7 @@ pub(super) fn trace(text: &str) -> Result<Trace, String> {
         let server = is_server(span);
         calls.push(Call {
             at_us: span.start_us,
-            callee: if server { Arc::from(&*span.service) } else { Arc::from(&*span.op) },
+            callee: if server { span.service.shared() } else { span.op.shared() },
             caller: None,
             external: !server,
             started_us: server.then_some(span.start_us),
@@ -74,7 +77,7 @@ pub(super) fn trace(text: &str) -> Result<Trace, String> {
                 *slot = Some(call);
             }
             if let Some(call) = calls.get_mut(call as usize).filter(|call| call.external) {
-                call.callee = Arc::from(&*span.service);
+                call.callee = span.service.shared();
                 call.external = false;
                 call.started_us = Some(span.start_us);
                 call.served_us = span.duration_us.map(|duration| span.start_us.saturating_add_unsigned(duration));

@@ -1,10 +1,9 @@
 //! Function compositions on OpenWhisk: a chain of activations without parents.
 
-use std::{borrow::Cow, sync::Arc};
-
 use serde::Deserialize;
 
 use super::{Call, Trace};
+use crate::path::Text;
 
 #[derive(Deserialize)]
 struct Chain<'a> {
@@ -17,7 +16,7 @@ struct Activation<'a> {
     /// When the platform took the request in, in ms since 1970.
     t: f64,
     #[serde(rename = "fn", borrow)]
-    function: Cow<'a, str>,
+    function: Text<'a>,
     /// From there until a sandbox had it, in ms.
     #[serde(default)]
     wait: f64,
@@ -33,7 +32,7 @@ pub(super) fn trace(text: &str) -> Result<Trace, String> {
     let us = |ms: f64| (ms * 1000.0) as i64;
     let calls = chain.calls.into_iter().map(|activation| Call {
         at_us: us(activation.t),
-        callee: Arc::from(&*activation.function),
+        callee: activation.function.shared(),
         caller: None,
         external: false,
         started_us: Some(us(activation.t + activation.wait.max(0.0) + activation.init.max(0.0))),

@@ -11,14 +11,14 @@ mod tree;
 
 use std::{
     fs::File,
-    io::{self, BufRead, BufReader, Read},
+    io::{self, BufRead, BufReader, Read, Write},
     path::Path,
     sync::Arc,
 };
 
 use flate2::bufread::MultiGzDecoder;
 
-use crate::path::Line;
+use crate::{path::Line, text::harmless};
 
 /// The longest line of a path that is read, in bytes. A longer one is reported and passed over.
 pub const MAX_LINE: usize = 16 << 20;
@@ -141,6 +141,39 @@ pub fn lines(
         }
         if let Err(error) = line(number, text) {
             broken(number, &error);
+        }
+    }
+}
+
+/// Tells of the lines of a stream that were passed over, the first of them each for itself.
+#[derive(Debug)]
+pub struct Broken<'a> {
+    stream: &'a str,
+    lines: u64,
+}
+
+impl<'a> Broken<'a> {
+    /// Broken lines that are told each for itself.
+    const TOLD: u64 = 20;
+
+    /// Of none yet. `stream` is what the stream is called.
+    pub fn of(stream: &'a str) -> Self {
+        Self { stream, lines: 0 }
+    }
+
+    /// Takes one in.
+    pub fn line(&mut self, errors: &mut dyn Write, number: u64, reason: &str) {
+        self.lines += 1;
+        if self.lines <= Self::TOLD {
+            // Who reads on although nobody reads the errors is right to.
+            let _ = writeln!(errors, "{}: line {number} passed over: {}", self.stream, harmless(reason, 200));
+        }
+    }
+
+    /// Says how many they were, if that was not told yet.
+    pub fn end(&self, errors: &mut dyn Write) {
+        if self.lines > Self::TOLD {
+            let _ = writeln!(errors, "{}: {} lines passed over", self.stream, self.lines);
         }
     }
 }

@@ -4,6 +4,7 @@
 //! and a reader passes over keys that it does not know. Strings from the wire are kept as they came (lossy UTF-8,
 //! bounded); making them harmless is the sinks' work, because what is harmful depends on where they are printed.
 
+mod fast;
 mod sandbox;
 mod value;
 
@@ -121,7 +122,8 @@ impl Line {
         }
         // Nearly every line is a path, and says so where this agent puts it: no need to look for the type first.
         if json.starts_with(r#"{"fntrace":1,"type":"path","#) {
-            return serde_json::from_str(json).map(|path| Some(Self::Path(path)));
+            let path = fast::path(json).map_or_else(|| serde_json::from_str(json), Ok);
+            return path.map(|path| Some(Self::Path(path)));
         }
         match &*serde_json::from_str::<Probe<'_>>(json)?.kind {
             "path" => serde_json::from_str(json).map(|path| Some(Self::Path(path))),

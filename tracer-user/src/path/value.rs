@@ -72,6 +72,7 @@ impl Serialize for Time {
 }
 
 /// A string of a line, taken from it where it stands if nothing in it is escaped. (`Cow` always copies when it is read.)
+#[derive(Default)]
 pub(crate) struct Text<'a>(pub(crate) Cow<'a, str>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
@@ -116,7 +117,7 @@ impl Text<'_> {
     }
 
     /// Without a copy if it is one of the words that nearly all lines hold.
-    pub(super) fn word(self) -> Cow<'static, str> {
+    pub(crate) fn word(self) -> Cow<'static, str> {
         const WORDS: [&str; 20] = [
             "GET",
             "POST",
@@ -144,7 +145,7 @@ impl Text<'_> {
     }
 }
 
-fn hex64(text: &str) -> Option<u64> {
+pub(super) fn hex64(text: &str) -> Option<u64> {
     // `from_str_radix` would take a sign, and twice the time.
     let digits: &[u8; 16] = text.as_bytes().try_into().ok()?;
     digits.iter().try_fold(0, |number, digit| {

@@ -16,7 +16,10 @@ use super::{
     form::{Format, Look, Report},
     late::Late,
 };
-use crate::{input, text::harmless};
+use crate::{
+    input::{self, Broken},
+    path::Line,
+};
 
 /// Makes a profile of call paths: where the time goes, and what to change.
 ///
@@ -107,8 +110,6 @@ fn read(profile: &mut Profile, file: &FilePath, format: input::Format, errors: &
 
 /// Longest line: a profile's may be longer than any path's.
 const LINE_MAX: usize = 256 << 20;
-/// Broken lines that are reported each for itself.
-const BROKEN_MAX: u64 = 20;
 
 /// Reads lines of paths and profiles into `profile`, and tells `errors` of those that are neither. So is a stream told of
 /// that breaks off: what came before counts.
@@ -120,23 +121,15 @@ pub fn read_lines(
     errors: &mut dyn Write,
 ) {
     let mut late = Late::default();
-    let mut broken = 0;
+    let mut broken = Broken::of(name);
     input::lines(
         reader,
         LINE_MAX,
         |number, text| read_line(profile, &mut late, text, number, format),
-        |number, error| {
-            broken += 1;
-            if broken <= BROKEN_MAX {
-                // Who reads on although nobody reads the errors is right to.
-                let _ = writeln!(errors, "{name}: line {number} passed over: {}", harmless(error, 200));
-            }
-        },
+        |number, reason| broken.line(errors, number, reason),
     );
     late.finish(profile);
-    if broken > BROKEN_MAX {
-        let _ = writeln!(errors, "{name}: {broken} lines passed over");
-    }
+    broken.end(errors);
 }
 
 fn read_line(
@@ -147,6 +140,8 @@ fn read_line(
     format: input::Format,
 ) -> Result<(), String> {
     match input::line(text, number, format)? {
+        // In other formats nothing comes late.
+        Some(Line::Path(path)) if format != input::Format::Paths => profile.add(&path),
         Some(line) => late.line(profile, line),
         // `Line` knows no profiles, and those of other programs' lines that look like one are rare enough to be parsed.
         None if text.contains(r#""type":"profile""#) => {

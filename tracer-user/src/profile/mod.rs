@@ -14,6 +14,7 @@ pub mod late;
 pub mod live;
 mod patterns;
 pub mod sample;
+mod shape;
 pub mod stats;
 mod walk;
 

@@ -1,14 +1,12 @@
 //! From one path to the counts of a profile: times, critical path, shape and stacks.
 
-use std::{fmt::Write, sync::Arc};
+use std::sync::Arc;
 
 use super::{
-    Profile,
-    bounded::hash,
-    patterns,
+    Profile, patterns, shape,
     stats::{Callee, Circle, Edge, Form, Function, Name, POSITIONS, Stack, Step, StepKind, clip},
 };
-use crate::path::{Call, Http, Invocation, Node, Path};
+use crate::path::{Call, Http, Invocation, Node, Path, shared};
 
 /// A call, with the invocation that it caused if that is known; or an invocation alone.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +56,7 @@ impl<'a> View<'a> {
         match (self.callee, self.call) {
             (Some(callee), _) => text(&callee.function),
             (None, Some(call)) if call.to != call.peer => text(&call.to),
-            (None, Some(call)) => call.host.as_deref().map_or_else(|| text(&call.to), |host| clip(host).into()),
+            (None, Some(call)) => text(call.host.as_ref().unwrap_or(&call.to)),
             (None, None) => Arc::default(),
         }
     }
@@ -199,15 +197,7 @@ impl Profile {
     }
 
     fn shape(&mut self, path: &Path, mut steps: Vec<(Step, u64)>) {
-        let mut shape = String::new();
-        write_shape(&mut shape, &callee_of(&path.root));
-        if shape.len() > SHAPE_MAX {
-            let cut = shape.floor_char_boundary(SHAPE_MAX);
-            let hash = hash([&shape, ""]);
-            shape.truncate(cut);
-            let _ = write!(shape, "… #{hash:016x}");
-        }
-        let shape = self.shapes.at(Form { shape: shape.into() });
+        let shape = self.shapes.at(Form { shape: shape::of(&callee_of(&path.root)) });
         shape.paths += 1;
         if path.root.duration_us().is_some() {
             shape.latency.add(path.duration_us);
@@ -236,7 +226,7 @@ impl Profile {
         if us > 0 {
             let length = walk.stack.len();
             push_frame(&mut walk.stack, name);
-            let key = Stack { stack: walk.stack.as_str().into() };
+            let key = Stack { stack: shared(&walk.stack) };
             let total = &mut self.stacks.at(key).us;
             *total = total.saturating_add(us);
             walk.stack.truncate(length);
@@ -382,8 +372,6 @@ fn call(edge: &mut Edge, scene: &Scene<'_>, view: &View<'_>) {
 
 /// Functions of a cycle that are named.
 const CYCLE_MAX: usize = 16;
-/// Longest shape, in bytes; a longer one is cut and told apart by a hash.
-const SHAPE_MAX: usize = 1000;
 
 fn push_frame(stack: &mut String, name: &str) {
     if !stack.is_empty() {
@@ -433,54 +421,4 @@ fn critical(steps: &mut Vec<(Step, u64)>, invocation: &Invocation, from: i64, to
     if own > 0 {
         steps.push((Step { kind: StepKind::Own, name: text(&invocation.function) }, own));
     }
-}
-
-/// Writes the shape of what is under a node; see [`Form`].
-fn write_shape(out: &mut String, view: &View<'_>) {
-    out.push_str(&view.name());
-    let Some(invocation) = view.callee.filter(|callee| !callee.children.is_empty()) else { return };
-    let mut calls: Vec<View<'_>> = invocation.children.iter().map(callee_of).collect();
-    calls.sort_by_key(|view| view.start);
-    out.push('(');
-    let mut busy_until = i64::MIN;
-    let mut groups: Vec<Vec<String>> = Vec::new();
-    for view in &calls {
-        let mut text = String::new();
-        write_shape(&mut text, view);
-        match groups.last_mut() {
-            Some(group) if view.start < busy_until => group.push(text),
-            _ => groups.push(vec![text]),
-        }
-        busy_until = busy_until.max(view.end.unwrap_or(view.start));
-    }
-    let groups: Vec<String> = groups
-        .iter_mut()
-        .map(|group| {
-            group.sort_unstable();
-            runs(group, " | ")
-        })
-        .collect();
-    out.push_str(&runs(&groups, "; "));
-    out.push(')');
-}
-
-/// Joins texts; equal neighbours become one with their number, which is exact to 4 and then a power of two, or else a
-/// loop over data would give a shape for every length.
-fn runs(texts: &[String], between: &str) -> String {
-    let mut out = String::new();
-    for run in texts.chunk_by(|a, b| a == b) {
-        if !out.is_empty() {
-            out.push_str(between);
-        }
-        let bracket = run.len() > 1 && run[0].contains(" | ");
-        out.push_str(if bracket { "[" } else { "" });
-        out.push_str(&run[0]);
-        out.push_str(if bracket { "]" } else { "" });
-        let _ = match run.len() {
-            1 => Ok(()),
-            count @ 2..=4 => write!(out, " ×{count}"),
-            count => write!(out, " ×{}+", 1usize << (usize::BITS - 1 - count.leading_zeros())),
-        };
-    }
-    out
 }

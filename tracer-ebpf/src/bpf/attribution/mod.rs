@@ -64,8 +64,8 @@ impl Parent {
     };
 
     /// Takes the invocation that was found under `span`. `false` if it has ended meanwhile: its memory may be another's
-    /// by now, of another sandbox even (kernel/bpf/hashtab.c, htab_elem_free: at once where nothing is preallocated), so
-    /// what it says of itself is compared after it was copied.
+    /// by now, of another sandbox even (kernel/bpf/hashtab.c, free_htab_elem: whoever comes next may have it), so what it
+    /// says of itself is compared after it was copied.
     #[inline(always)]
     pub fn is(&mut self, rule: Rule, found: &Value<Invocation>, span: u64, sandbox: u64) -> bool {
         copy(&mut self.context, &found.context);
