@@ -256,3 +256,20 @@ pub fn probed() {
         assert_eq!(row.score.rules.get("coroutine"), Some(&(all, 0)), "{row:#?}");
     }
 }
+
+/// Python's asyncio, eight at once: the task that sends tells whose a call is, also behind a timer. The first row is not
+/// counted: it is what the place is learned by where a task shows.
+pub fn asyncio() {
+    let runtime = runtimes::ALL.iter().find(|runtime| runtime.name == "Python aiohttp").unwrap();
+    let shapes = [Shape::Retry, Shape::Seq, Shape::Timer];
+    let (driven, finished) = measure(runtime, &shapes, &[8], 200, "on").unwrap_or_else(|why| panic!("{why}"));
+    let rows = judge(driven, &finished);
+    table::head();
+    rows.iter().for_each(table::row);
+    assert_exact(&rows);
+    for row in &rows[1..] {
+        let (all, right, wrong) = (row.score.edges(), row.score.right(), row.score.wrong());
+        assert!(row.notes.is_empty() && row.score.missing == 0, "{row:#?}");
+        assert!(20 * right >= 18 * all && 100 * wrong <= all, "{right} right, {wrong} wrong of {all}: {row:#?}");
+    }
+}

@@ -40,6 +40,12 @@ fn the_edges_of_probed_go_are_right() {
     bench::probed();
 }
 
+/// The same of an event loop that gets to what it has read in later rounds.
+#[test]
+fn the_edges_of_asyncio_are_right() {
+    bench::asyncio();
+}
+
 /// The whole of it, as `cargo xtask edges` runs it.
 #[test]
 #[ignore = "started by cargo xtask edges"]

@@ -103,6 +103,8 @@ fn written(found: &record::Record<'_>) -> Vec<u8> {
     let header = record::as_bytes(&found.header);
     match &found.body {
         Body::SandboxBorn(tail) | Body::SandboxExec(tail) => [header, tail].concat(),
+        Body::Answered(answered) => [header, record::as_bytes(answered)].concat(),
+        Body::UnitSought(sought, stack) => [header, record::as_bytes(sought), stack].concat(),
         Body::SandboxListens(listen) => [header, record::as_bytes(listen)].concat(),
         Body::SandboxGone => header.to_vec(),
         Body::InvocationStart(start, head) | Body::CallStart(start, head) => {

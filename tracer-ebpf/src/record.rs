@@ -51,6 +51,11 @@ pub enum Kind {
     SandboxExec = 16,
     /// A socket of a sandbox whose birth was seen began to listen; only the first few are told. Fixed part: [`Listen`].
     SandboxListens = 17,
+    /// What was on the stack of a loop's thread when it made such a call, or answered: to learn where the runtime's unit of
+    /// work (a task) shows in this process. Only the first few are told. Fixed part: [`Sought`]; tail: [`STACK`] bytes.
+    UnitSought = 18,
+    /// An invocation begins to answer, in a process whose units of work are known or sought. Fixed part: [`Answered`].
+    Answered = 19,
 }
 
 impl Kind {
@@ -68,6 +73,8 @@ impl Kind {
             9 => Self::RuntimeReport,
             16 => Self::SandboxExec,
             17 => Self::SandboxListens,
+            18 => Self::UnitSought,
+            19 => Self::Answered,
             _ => return None,
         })
     }
@@ -313,7 +320,12 @@ pub struct Start {
     /// With [`START_WEAK`]: how likely the parent is the right one, of 255.
     pub trust: u8,
     #[doc(hidden)]
-    pub pad: [u8; 7],
+    pub pad: [u8; 3],
+    /// Calls only: the thread that sent it; 0 if the hook could not tell.
+    pub tid: u32,
+    /// Calls only: what the runtime's unit of work that sent it is known by in its process, by either word; 0 where that is
+    /// not known.
+    pub unit: [u64; 2],
 }
 
 /// The response to a [`Start`], matched by `conn` and `sequence`.
@@ -361,7 +373,7 @@ pub struct Report {
     /// When the runtime's process began, CLOCK_MONOTONIC in ns.
     pub began_ns: u64,
     #[doc(hidden)]
-    pub pad: [u64; 11],
+    pub pad: [u64; 13],
 }
 
 // The tail lies behind the longest fixed part there is.
@@ -376,10 +388,63 @@ pub struct Listen {
     pub pad: [u8; 6],
 }
 
+/// Where on its loop's stack a process's unit of work shows: bytes from where the stack ended when the loop first waited, or
+/// one of these.
+pub mod place {
+    /// That is to be learned.
+    pub const SOUGHT: u64 = 0;
+    /// It shows nowhere.
+    pub const NOWHERE: u64 = 1;
+}
+
+/// Bytes of a stack that a [`Sought`] carries: as many below the place where it ended when the thread waited, as above.
+pub const STACK: usize = 2048;
+
+/// By whom an invocation is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Answered {
+    /// The invocation.
+    pub span: u64,
+    /// When its request was read last, CLOCK_MONOTONIC in ns; 0 if that was not seen.
+    pub read_ns: u64,
+    /// As in [`Start`], of the unit that answers.
+    pub unit: [u64; 2],
+    /// The thread that read the request.
+    pub read_tid: u32,
+    #[doc(hidden)]
+    pub pad: u32,
+}
+
+/// What a [`Sought`] says.
+pub mod sought {
+    /// An invocation answers.
+    pub const ANSWERS: u32 = 0;
+    /// A call is sent.
+    pub const CALLS: u32 = 1;
+    /// A thread that has waited for work is woken.
+    pub const HANDS: u32 = 2;
+}
+
+/// Whose the stack is that follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Sought {
+    /// The call, or the invocation that answers; 0 with [`sought::HANDS`].
+    pub span: u64,
+    /// The thread; with [`sought::HANDS`] the one that is woken.
+    pub tid: u32,
+    /// See [`sought`].
+    pub what: u32,
+}
+
 const _: () = assert!(size_of::<Header>() == 24);
+const _: () = assert!(size_of::<Answered>() == 40);
+const _: () = assert!(size_of::<Sought>() == 16);
+
 const _: () = assert!(size_of::<Listen>() == 8);
 const _: () = assert!(size_of::<Wire>() == 48);
-const _: () = assert!(size_of::<Start>() == 8 + 32 + 8 + 48 + 16);
+const _: () = assert!(size_of::<Start>() == 8 + 32 + 8 + 48 + 32);
 const _: () = assert!(size_of::<End>() == 40);
 
 /// A record as user space reads it.
@@ -416,6 +481,10 @@ pub enum Body<'a> {
     SandboxExec(&'a [u8]),
     /// [`Kind::SandboxListens`].
     SandboxListens(Listen),
+    /// [`Kind::UnitSought`], with the stack.
+    UnitSought(Sought, &'a [u8]),
+    /// [`Kind::Answered`].
+    Answered(Answered),
 }
 
 /// Reads one record; `None` if the bytes are not one.
@@ -439,6 +508,11 @@ pub fn decode(bytes: &[u8]) -> Option<Record<'_>> {
         }
         Kind::SandboxExec => Body::SandboxExec(rest.get(..usize::from(header.tail_len))?),
         Kind::SandboxListens => Body::SandboxListens(take::<Listen>(rest)?.0),
+        Kind::Answered => Body::Answered(take::<Answered>(rest)?.0),
+        Kind::UnitSought => {
+            let (sought, rest) = take::<Sought>(rest)?;
+            Body::UnitSought(sought, rest.get(..usize::from(header.tail_len))?)
+        }
     };
     Some(Record { header, body })
 }
@@ -460,6 +534,10 @@ unsafe impl Plain for End {}
 unsafe impl Plain for Report {}
 // SAFETY: as above.
 unsafe impl Plain for Listen {}
+// SAFETY: as above.
+unsafe impl Plain for Answered {}
+// SAFETY: as above.
+unsafe impl Plain for Sought {}
 
 fn take<T: Plain>(bytes: &[u8]) -> Option<(T, &[u8])> {
     let (value, rest) = bytes.split_at_checked(size_of::<T>())?;
@@ -491,7 +569,9 @@ mod tests {
             tag: Tag::Injected as u8,
             live: 1,
             trust: 0,
-            pad: [0; 7],
+            pad: [0; 3],
+            tid: 10,
+            unit: [12, 13],
         };
         let header = Header { at_ns: 1, sandbox: 2, kind: Kind::CallStart as u16, tail_len: 5, pid: 9 };
         let bytes = [as_bytes(&header), as_bytes(&start), b"GET /"].concat();

@@ -65,7 +65,9 @@ fn start(side: Side, at_ns: u64) -> Vec<u8> {
         tag: Tag::Injected as u8,
         live: 1,
         trust: 0,
-        pad: [0; 7],
+        pad: [0; 3],
+        tid: 0,
+        unit: [0; 2],
     };
     [as_bytes(&header), as_bytes(&start), HEAD].concat()
 }

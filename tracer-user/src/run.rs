@@ -194,6 +194,7 @@ fn plan(
         tag_max_head: args.output.tag_max_head,
         verdict,
         go_uprobes: args.go_uprobes,
+        infers: args.output.infer_min < 1.0,
         floor: args.floor,
         sampling: args.output.sample.is_some() || args.output.max_overhead.is_some(),
         map_entries: args.map_entries.clone(),
@@ -371,6 +372,9 @@ impl Flow {
         }
         self.forecast()?;
         self.assembler.lost(agent.lost()?);
+        for (pid, places) in self.assembler.unit_places() {
+            agent.note_unit_places(pid, places)?;
+        }
         self.assembler.advance(monotonic_ns());
         self.give_out()
     }

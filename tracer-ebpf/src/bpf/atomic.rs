@@ -12,6 +12,9 @@ use core::{
 #[repr(transparent)]
 pub struct Atomic(UnsafeCell<u64>);
 
+// SAFETY: all that is done to it is done to the whole word at once.
+unsafe impl Sync for Atomic {}
+
 impl Atomic {
     pub const fn new(value: u64) -> Self {
         Self(UnsafeCell::new(value))

@@ -69,7 +69,9 @@ pub struct Connection {
     pub first_byte_ns: u64,
     /// The process that reads from this socket (servers) or connected it (clients).
     pub pid: u32,
-    pub pad2: u32,
+    /// The thread that read from a server's connection last, and when, in ns.
+    pub read_tid: u32,
+    pub read_ns: u64,
     pub opaque_span: u64,
     /// Who was at work when the socket connected: the span, and a rule.
     pub connect_parent: u64,
@@ -131,6 +133,7 @@ impl Connection {
         self.first_byte_ns = 0;
         self.pid = 0;
         self.caller = 0;
+        self.read_ns = 0;
         self.retransmits = 0;
         self.polled_span = 0;
         self.ending_span.store(0);

@@ -12,6 +12,7 @@ use tracer_ebpf::{
 use crate::{
     attribution::{self, Invocation, Parent},
     connection::{Connection, OPEN_MAX, role},
+    facts,
     kernel::Task,
     maps::{count, count_call},
     pointer::Value,
@@ -114,6 +115,9 @@ pub fn fill(scratch: &mut Scratch, connection: &Connection, flags: u8, live: u32
     start.rule = Rule::None as u8;
     start.tag = Tag::NoRequest as u8;
     start.trust = 0;
+    start.pad = [0; 3];
+    start.tid = 0;
+    start.unit = [0; 2];
     start.live = if live > 255 { 255 } else { live as u8 };
 }
 
@@ -232,6 +236,7 @@ pub fn call_begins(scratch: &mut Scratch, connection: &mut Value<Connection>, ta
     connection.requests = ordinal.wrapping_add(1);
     connection.pid = pid;
     connection.caller = scratch.parent.context.span_id;
+    facts::call_begins(scratch, connection);
     count_call(tag as u32, u32::from(rule));
     if !tag.on_the_wire() {
         let (sequence, flags) = (scratch.start().sequence, scratch.start().context.flags);

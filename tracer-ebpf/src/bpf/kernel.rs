@@ -111,6 +111,7 @@ offsets! {
     OFF_REGS_DX;
     OFF_REGS_R10;
     OFF_REGS_R14;
+    OFF_REGS_SP;
     OFF_REGS_ORIG_AX;
     /// sock.sk_socket
     OFF_SOCK_SOCKET;
@@ -431,6 +432,11 @@ impl Registers {
     }
 
     #[inline(always)]
+    pub fn sp(self) -> u64 {
+        self.0.get(&OFF_REGS_SP)
+    }
+
+    #[inline(always)]
     pub fn r14(self) -> u64 {
         self.0.get(&OFF_REGS_R14)
     }
@@ -473,6 +479,13 @@ impl Registers {
             syscall::POLL | syscall::PPOLL if self.second() > 2 => Waits::Loop,
             _ => Waits::Other,
         }
+    }
+
+    /// Whether it waits for another thread without a limit of time. For a lock that a thread wants in the middle of its work
+    /// some runtimes set one (Python's for the interpreter: Python/ceval_gil.c, take_gil).
+    #[inline(always)]
+    pub fn waits_for_good(self) -> bool {
+        self.call() == syscall::FUTEX && self.0.get::<u64>(&OFF_REGS_R10) == 0
     }
 
     #[inline(always)]

@@ -15,6 +15,7 @@ mod bound;
 mod connection;
 mod early;
 mod exchange;
+mod facts;
 mod hooks;
 mod kernel;
 mod maps;

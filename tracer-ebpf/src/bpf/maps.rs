@@ -20,6 +20,7 @@ use crate::{
     attribution::{ContextKey, Futex, Goroutine, Holders, Invocation, Persistent, Sandbox, Thread, Work},
     births::Birth,
     connection::Connection,
+    facts::Place,
     pointer::Value,
     process::Process,
     runtime_api::{Polled, PolledKey},
@@ -101,6 +102,16 @@ pub static ANSWERED: LruHashMap<u64, Invocation, 65_536> = LruHashMap::new();
 #[btf_map]
 pub static LOCKS: LruHashMap<Futex, u64, 16_384> = LruHashMap::new();
 
+/// Futex → who was woken from it last, and whether that was often another: see [`crate::facts::is_shared`]. What is not used
+/// makes room.
+#[btf_map]
+pub static WAITERS: LruHashMap<Futex, u64, 16_384> = LruHashMap::new();
+
+/// Process id → where on the stack of its loop the runtime's unit of work shows. User space writes what it has learned.
+/// What is not used makes room.
+#[btf_map]
+pub static UNITS: LruHashMap<u32, Place, 16_384> = LruHashMap::new();
+
 /// Socket → connection. The kernel frees it with the socket.
 #[btf_map]
 pub static CONNECTIONS: SkStorage<Connection> = SkStorage::new();
@@ -171,6 +182,10 @@ pub static GO_PROBES: Global<u32> = Global::new(0);
 /// that the verifier takes out what is behind it.
 #[unsafe(no_mangle)]
 pub static FLOOR: Global<u32> = Global::new(0);
+
+/// 1 if user space infers whose a call was where that is not certain; set by the loader.
+#[unsafe(no_mangle)]
+pub static INFERS: Global<u32> = Global::new(0);
 
 /// 1 if not every path is recorded: see [`crate::sampling`].
 #[unsafe(no_mangle)]

@@ -9,7 +9,7 @@ use tracer_ebpf::counter::Counter;
 use crate::{
     atomic::Atomic,
     connection::Connection,
-    maps::{PROCESSES, count},
+    maps::{PROCESSES, UNITS, count},
     pointer::Value,
 };
 
@@ -77,7 +77,9 @@ pub fn end(pid: u32, span: u64, now: u64) {
 
 #[inline(always)]
 pub fn exits(pid: u32) {
-    let _ = PROCESSES.remove(pid);
+    if PROCESSES.remove(pid).is_ok() {
+        let _ = UNITS.remove(pid);
+    }
 }
 
 /// A process has read the request of `span`, which is the open one of a server's connection.

@@ -136,7 +136,7 @@ fn says(scratch: &mut Value<Scratch>, connection: &Connection, what: u64) {
     report.what = what;
     report.span = waits;
     report.began_ns = began_ns;
-    report.pad = [0; 11];
+    report.pad = [0; 13];
     scratch.emit(Kind::RuntimeReport, connection.sandbox, connection.pid);
 }
 
@@ -170,7 +170,7 @@ fn result_begins(scratch: &mut Value<Scratch>, connection: &mut Value<Connection
         report.what = report::FAILED;
         report.span = span;
         report.began_ns = 0;
-        report.pad = [0; 11];
+        report.pad = [0; 13];
         scratch.emit(Kind::RuntimeReport, connection.sandbox, connection.pid);
     }
     let span = scratch.polled.span;

@@ -207,7 +207,7 @@ pub fn give_back(scratch: &Value<Scratch>) {
 /// looks for them by itself; before it sleeps it sets [`ASLEEP`] and looks once more. On this side the record is in the
 /// buffer before the number is read, with a barrier between (kernel/bpf/ringbuf.c, bpf_ringbuf_commit: xchg).
 #[inline(always)]
-fn wake() {
+pub fn wake() {
     // SAFETY: an element of an array, aligned to 8.
     let asleep = ASLEEP.get_ptr_mut(0).and_then(|slot| unsafe { Value::new(slot.cast::<Atomic>()) });
     let Some(asleep) = asleep else { return };
@@ -316,6 +316,8 @@ impl Scratch {
             Kind::SandboxBorn | Kind::SandboxGone => 0,
             // See `births`.
             Kind::SandboxExec | Kind::SandboxListens => 0,
+            // See `facts`.
+            Kind::UnitSought | Kind::Answered => 0,
             Kind::InvocationStart | Kind::CallStart | Kind::OpaqueStart => size_of::<Start>() as u64,
             Kind::InvocationEnd | Kind::CallEnd | Kind::OpaqueEnd => size_of::<End>() as u64,
             Kind::RuntimeReport => size_of::<Report>() as u64,

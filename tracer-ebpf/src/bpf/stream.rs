@@ -16,7 +16,7 @@ use crate::{
     attribution,
     bound::clamp,
     connection::{Connection, Direction, FIRST_MAX, role},
-    exchange, kernel,
+    exchange, facts, kernel,
     maps::count,
     pointer::Value,
     runtime_api,
@@ -369,6 +369,7 @@ fn head_complete<S: Source, const REQUEST: bool>(
         let (task, span) = (sender(connection, true), connection.span(ordinal).load());
         if span != exchange::NO_SPAN {
             attribution::answers(task, span, connection.sandbox);
+            facts::answers(connection, task, span);
         }
     }
     if connection.first_byte_ns == 0 {

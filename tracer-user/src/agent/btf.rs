@@ -79,6 +79,7 @@ pub const WANTED: &[Wanted] = &[
     want("OFF_REGS_DX", "pt_regs", &["dx"], 8),
     want("OFF_REGS_R10", "pt_regs", &["r10"], 8),
     want("OFF_REGS_R14", "pt_regs", &["r14"], 8),
+    want("OFF_REGS_SP", "pt_regs", &["sp"], 8),
     want("OFF_REGS_ORIG_AX", "pt_regs", &["orig_ax"], 8),
     want("OFF_SOCK_SOCKET", "sock", &["sk_socket"], 8),
     want("OFF_SOCKET_FILE", "socket", &["file"], 8),

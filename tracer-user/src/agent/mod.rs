@@ -108,6 +108,8 @@ pub struct Plan {
     pub verdict: bool,
     /// Whether Go programs are probed.
     pub go_uprobes: bool,
+    /// Whether user space infers what is not certain, and is to be told what it takes.
+    pub infers: bool,
     /// Whether the programs that see traffic return at once: for the bench.
     pub floor: bool,
     /// Whether less than all paths may be recorded.
@@ -166,6 +168,8 @@ impl Agent {
         let sampling = u32::from(plan.sampling);
         loader.override_global("FLOOR", &floor, true).override_global("SAMPLING", &sampling, true);
         loader.override_global("REPAIRED", &repaired, true);
+        let infers = u32::from(plan.infers);
+        loader.override_global("INFERS", &infers, true);
         let go_probes = u32::from(plan.go_uprobes);
         loader.override_global("GO_PROBES", &go_probes, true);
         if !plan.go_uprobes {
@@ -389,6 +393,17 @@ impl Agent {
     pub fn records(&mut self) -> Result<Records> {
         let asleep = Array::try_from(map(self.bpf()?, "ASLEEP")?)?;
         Records::new(RingBuf::try_from(map(self.bpf()?, "RECORDS")?)?, asleep)
+    }
+
+    /// Tells the kernel half where in a process the runtime's units of work show.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be written.
+    pub fn note_unit_places(&mut self, pid: u32, places: [u64; 3]) -> Result<()> {
+        let map = self.bpf()?.map_mut("UNITS").context("the object has no map UNITS")?;
+        let mut noted: HashMap<_, u32, [u64; 3]> = HashMap::try_from(map)?;
+        noted.insert(pid, places, 0).with_context(|| format!("note where the units of process {pid} show"))
     }
 
     /// What the kernel half logs, for `-v`. `None` if the object does not log.

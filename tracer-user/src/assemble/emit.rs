@@ -42,6 +42,7 @@ impl Assembler {
     pub fn advance(&mut self, now_ns: u64) {
         self.now_ns = self.now_ns.max(now_ns);
         self.guess(false);
+        self.give_up_units(false);
         let mut ready = std::mem::take(&mut self.ready);
         for (key, seq) in ready.drain(..) {
             let Some(tree) = self.trees.get(key as usize).filter(|tree| tree.seq == seq) else { continue };
@@ -69,6 +70,7 @@ impl Assembler {
     /// Gives out all that is left, oldest first. No record will come after.
     pub fn finish(&mut self) {
         self.guess(true);
+        self.give_up_units(true);
         while let Some((key, seq)) = self.by_age.pop_front() {
             if self.trees.get(key as usize).is_some_and(|tree| tree.seq == seq) {
                 self.give_out(key, false);

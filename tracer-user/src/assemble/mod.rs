@@ -18,6 +18,7 @@ mod runtime;
 mod span;
 mod standing;
 mod totals;
+mod units;
 
 #[cfg(test)]
 mod properties;
@@ -156,6 +157,8 @@ pub struct Assembler {
     remembered: VecDeque<u32>,
     /// Calls that are to be placed.
     guesses: guess::Guesses,
+    /// Which unit of work made which call.
+    units: units::Units,
 }
 
 impl Assembler {
@@ -185,6 +188,7 @@ impl Assembler {
             settling: VecDeque::new(),
             remembered: VecDeque::new(),
             guesses: guess::Guesses::default(),
+            units: units::Units::default(),
         }
     }
 
@@ -245,6 +249,14 @@ impl Assembler {
                 if let Some(birth) = self.birth(header.sandbox) {
                     birth.executes(header.at_ns);
                 }
+            }
+            Body::Answered(answered) => {
+                self.totals.records.count(Kind::Answered);
+                self.unit_answers(header, &answered);
+            }
+            Body::UnitSought(sought, stack) => {
+                self.totals.records.count(Kind::UnitSought);
+                self.unit_sought(header, &sought, stack);
             }
             Body::SandboxListens(listen) => {
                 self.totals.records.count(Kind::SandboxListens);
@@ -364,6 +376,7 @@ impl Assembler {
             }
         }
         self.watch_invocation(key, head);
+        self.unit_begins(key);
         // Calls that came before the invocation that made them.
         for call in self.orphans.remove(&start.context.span_id).unwrap_or_default() {
             if self.spans[call as usize].sandbox == header.sandbox {
@@ -402,7 +415,7 @@ impl Assembler {
                 self.orphans.entry(parent).or_default().push(key);
             }
         }
-        self.watch_call(key, head, start.live, hint);
+        self.watch_call(key, head, start, hint);
         if class == Class::Opaque {
             return;
         }
@@ -595,6 +608,10 @@ impl Assembler {
         span.channel = Channel::of(end).filter(|_| class != Class::Invocation);
         // A reason of a newer kernel half tells that something is wrong, not what.
         span.reason = Reason::from_u8(end.reason).unwrap_or(Reason::Missed);
+        if class == Class::Invocation {
+            self.unit_ends(key, header);
+        }
+        let span = &self.spans[key as usize];
         if span.given_out() {
             self.give_out_again(key);
             return;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 use tracer_ebpf::{
-    record::{Body, End, Header, Kind, Listen, Record, Report, Start, Wire},
+    record::{Answered, Body, End, Header, Kind, Listen, Record, Report, Sought, Start, Wire},
     traceparent::Context,
 };
 
@@ -222,7 +222,9 @@ fn hostile() -> impl Strategy<Value = (Header, Body<'static>)> {
             tag,
             live: 1,
             trust: 40 * span_id as u8,
-            pad: [0; 7],
+            pad: [0; 3],
+            tid: 0,
+            unit: [0; 2],
         },
     );
     let end = (0..4u64, 0..6u64, 0..3u32, any::<u64>(), any::<u16>(), 0..9u8).prop_map(
@@ -239,7 +241,7 @@ fn hostile() -> impl Strategy<Value = (Header, Body<'static>)> {
         },
     );
     let at = prop_oneof![0..50u64, Just(0), Just(u64::MAX)];
-    let kinds = prop_oneof![1..10u16, 16..18u16];
+    let kinds = prop_oneof![1..10u16, 16..20u16];
     (at, 0..3u64, kinds, start, end, heads).prop_map(|(at_ns, sandbox, kind, start, end, head)| {
         let header = Header { at_ns, sandbox, kind, tail_len: head.len() as u16, pid: 1 };
         let body = match Kind::from_u16(kind).unwrap() {
@@ -252,11 +254,19 @@ fn hostile() -> impl Strategy<Value = (Header, Body<'static>)> {
             Kind::OpaqueStart => Body::OpaqueStart(start),
             Kind::OpaqueEnd => Body::OpaqueEnd(end),
             Kind::RuntimeReport => {
-                let report = Report { what: end.sequence.into(), span: end.span, began_ns: at_ns, pad: [0; 11] };
+                let report = Report { what: end.sequence.into(), span: end.span, began_ns: at_ns, pad: [0; 13] };
                 Body::RuntimeReport(report, head)
             }
             Kind::SandboxExec => Body::SandboxExec(head),
             Kind::SandboxListens => Body::SandboxListens(Listen { port: 80, pad: [0; 6] }),
+            Kind::UnitSought => Body::UnitSought(Sought { span: end.span, tid: 1, what: end.status.into() }, head),
+            Kind::Answered => Body::Answered(Answered {
+                span: end.span,
+                read_ns: end.first_byte_ns,
+                unit: [7; 2],
+                read_tid: 1,
+                pad: 0,
+            }),
         };
         (header, body)
     })

@@ -86,6 +86,10 @@ pub struct Records {
     pub sandbox_exec: u64,
     /// [`Kind::SandboxListens`].
     pub sandbox_listens: u64,
+    /// [`Kind::UnitSought`].
+    pub unit_sought: u64,
+    /// [`Kind::Answered`].
+    pub answered: u64,
 }
 
 /// How calls found the invocation that they caused, and why some did not.
@@ -125,7 +129,8 @@ impl Records {
     /// All of them.
     pub fn sum(&self) -> u64 {
         let sandboxes = self.sandbox_born + self.sandbox_gone + self.sandbox_exec + self.sandbox_listens;
-        sandboxes + self.runtime_report + self.starts() + self.ends()
+        let facts = self.unit_sought + self.answered;
+        sandboxes + facts + self.runtime_report + self.starts() + self.ends()
     }
 
     /// Those that begin a span.
@@ -151,6 +156,8 @@ impl Records {
             Kind::RuntimeReport => &mut self.runtime_report,
             Kind::SandboxExec => &mut self.sandbox_exec,
             Kind::SandboxListens => &mut self.sandbox_listens,
+            Kind::UnitSought => &mut self.unit_sought,
+            Kind::Answered => &mut self.answered,
         } += 1;
     }
 }

@@ -323,7 +323,9 @@ pub(crate) fn blank(context: Context, parent: u64, flags: u8, rule: Rule, tag: T
         tag: tag as u8,
         live: 1,
         trust: 0,
-        pad: [0; 7],
+        pad: [0; 3],
+        tid: 0,
+        unit: [0; 2],
     }
 }
 

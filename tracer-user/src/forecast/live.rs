@@ -152,6 +152,8 @@ impl Live {
             | Body::SandboxGone
             | Body::SandboxExec(_)
             | Body::SandboxListens(_)
+            | Body::UnitSought(..)
+            | Body::Answered(_)
             | Body::RuntimeReport(..) => return,
         };
         self.due.push(Due { span: SpanId(span), at_ns: record.header.at_ns, moment });
@@ -348,7 +350,21 @@ mod tests {
         let context = Context { trace_id: [0, trace], span_id: id, flags: 1, pad: [0; 7] };
         let wire = Wire { local: [1; 16], remote: [2; 16], netns: 1, local_port: id as u16, remote_port: port, pad: 0 };
         let (flags, rule, tag) = (START_INBOUND, By::Exclusive as u8, Tag::Injected as u8);
-        Start { conn: id, context, parent, wire, sequence: 0, flags, rule, tag, live: 1, trust: 0, pad: [0; 7] }
+        Start {
+            conn: id,
+            context,
+            parent,
+            wire,
+            sequence: 0,
+            flags,
+            rule,
+            tag,
+            live: 1,
+            trust: 0,
+            pad: [0; 3],
+            tid: 0,
+            unit: [0; 2],
+        }
     }
 
     fn end(id: u64) -> End {

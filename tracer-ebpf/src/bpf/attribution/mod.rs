@@ -20,13 +20,13 @@ pub use self::{
     live::{
         ContextKey, Holders, Invocation, Sandbox, begin, begin_unknown, end, end_unknown, invocation, only, sandbox,
     },
-    thread::{Futex, Goroutine, Thread, exits, forks, goroutine, reads_request, reads_response, wakes},
+    thread::{Futex, Goroutine, Thread, exits, forks, goroutine, reads_request, reads_response, thread, wakes},
     trust::{answers, misses},
 };
 use self::{
     lineage::{by_lineage, work},
     live::forwarded,
-    thread::{entry, how, thread},
+    thread::{entry, how},
 };
 use crate::{
     kernel::{self, Task},
@@ -64,8 +64,8 @@ impl Parent {
     };
 
     /// Takes the invocation that was found under `span`. `false` if it has ended meanwhile: its memory may be another's
-    /// by now, of another sandbox even (kernel/bpf/hashtab.c, htab_elem_free: at once where nothing is preallocated), so
-    /// what it says of itself is compared after it was copied.
+    /// by now, of another sandbox even (kernel/bpf/hashtab.c, free_htab_elem: whoever comes next may have it), so what it
+    /// says of itself is compared after it was copied.
     #[inline(always)]
     pub fn is(&mut self, rule: Rule, found: &Value<Invocation>, span: u64, sandbox: u64) -> bool {
         copy(&mut self.context, &found.context);

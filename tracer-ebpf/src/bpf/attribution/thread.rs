@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     atomic::Atomic,
+    facts,
     kernel::{self, Registers, Task, Typed},
     maps::{COROUTINES, LOCKS, THREAD_FILTER, THREAD_FILTER_SIZE, THREADS, count},
     pointer::Value,
@@ -43,6 +44,10 @@ pub struct Thread {
     pub sandbox: u64,
     /// The goroutine that read last; 0 in all but Go.
     pub goroutine: u64,
+    /// Where its stack ended when it first waited for many things at once; 0 if it has not: see [`crate::facts`].
+    pub wait_sp: u64,
+    /// The unit of work of the loop that woke it last out of a wait for work; 0 if none did.
+    pub unit: [u64; 2],
     /// See [`how`].
     pub how: u8,
     /// 1 once it has called while nothing was live: it has work of its own.
@@ -63,6 +68,8 @@ impl Thread {
         context: Context { trace_id: [0; 2], span_id: 0, flags: 0, pad: [0; 7] },
         sandbox: 0,
         goroutine: 0,
+        wait_sp: 0,
+        unit: [0; 2],
         how: how::NOTHING,
         background: 0,
         after: 0,
@@ -279,8 +286,25 @@ pub fn wakes(waker: Typed, wakee: Typed) {
     }
     let Some(waits) = kernel::registers(wakee) else { return };
     let waits_for = waits.waits_for();
+    let mut known = known;
+    if let Some(known) = &mut known
+        && waits_for == kernel::Waits::Loop
+        && known.wait_sp == 0
+    {
+        known.wait_sp = waits.sp();
+    }
     if waits_for == kernel::Waits::Other {
         return;
+    }
+    if let Some(giver) = &giver
+        && giver.wait_sp != 0
+        && waits.waits_for_good()
+        && facts::has_units(by.pid)
+        && !facts::is_shared(woken, waits.first())
+        && let Some(mut taker) = entry(woken)
+        && taker.wait_sp == 0
+    {
+        facts::hands_unit(by, giver, woken, &mut taker.unit);
     }
     if let Some(mut giver) = giver
         && giver.how != how::NOTHING

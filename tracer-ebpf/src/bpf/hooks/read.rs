@@ -46,12 +46,16 @@ pub fn fn_read(context: BtfTracePointContext) -> i32 {
         return 0;
     }
     connection.pid = task.pid;
+    // SAFETY: the helper has no arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if serves {
+        connection.read_tid = task.tid;
+        connection.read_ns = now;
+    }
     // SAFETY: typed by BTF.
     let blocking = unsafe { Typed::new(socket) }.is_some_and(|socket| Sock(socket).is_blocking());
     attribution::reads_request(task, g, span, connection.sandbox, blocking && registers.reads_patiently());
     if serves {
-        // SAFETY: the helper has no arguments.
-        let now = unsafe { bpf_ktime_get_ns() };
         process::reads(&mut connection, ordinal, task.pid, span, now);
     }
     0

@@ -47,21 +47,21 @@ const LESSON: usize = 512;
 
 /// Where in the arena a span is, if it is still the same one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
-    key: u32,
+pub(super) struct Place {
+    pub key: u32,
     id: u64,
 }
 
 impl Place {
-    fn of(key: u32, span: &Span) -> Self {
+    pub fn of(key: u32, span: &Span) -> Self {
         Self { key, id: span.id }
     }
 
-    fn find(self, spans: &Slab<Span>) -> Option<&Span> {
+    pub fn find(self, spans: &Slab<Span>) -> Option<&Span> {
         spans.get(self.key as usize).filter(|span| span.id == self.id)
     }
 
-    fn in_flight(self, spans: &Slab<Span>) -> Option<&Span> {
+    pub fn in_flight(self, spans: &Slab<Span>) -> Option<&Span> {
         self.find(spans).filter(|span| !span.given_out())
     }
 }
@@ -392,9 +392,16 @@ impl Assembler {
     }
 
     /// Notes a call, if its sandbox is watched; holds it, if it is to be placed.
-    pub(super) fn watch_call(&mut self, key: u32, head: &[u8], live: u8, hint: Option<Hint>) {
+    pub(super) fn watch_call(&mut self, key: u32, head: &[u8], start: &Start, hint: Option<Hint>) {
+        let live = start.live;
         let span = &self.spans[key as usize];
         let is_open = span.class == Class::Call && span.parent == 0 && span.rule == Rule::None;
+        if is_open && live > 1 {
+            self.unit_called(key, start.tid);
+        }
+        if is_open && live > 1 && self.await_unit(key, start, hint) {
+            return;
+        }
         // With one that is live there is nothing to rank.
         let may_rank = self.config.infer_by_timing
             && live > u8::from(hint.is_some())
@@ -413,14 +420,14 @@ impl Assembler {
     }
 
     /// Hangs a call under the invocation that the kernel half believes it to be of.
-    fn believe(&mut self, call: u32, hint: Hint) {
+    pub(super) fn believe(&mut self, call: u32, hint: Hint) {
         let Some(maker) = self.invocations.get(&hint.maker.0).copied() else { return };
         if hint.p >= self.config.infer_min && self.spans[maker as usize].sandbox == self.spans[call as usize].sandbox {
             self.hang(call, Place { key: maker, id: hint.maker.0 }, hint.p);
         }
     }
 
-    fn hang(&mut self, call: u32, maker: Place, p: f64) {
+    pub(super) fn hang(&mut self, call: u32, maker: Place, p: f64) {
         let span = &mut self.spans[call as usize];
         self.totals.rules[span.rule as usize] -= 1;
         (span.rule, span.parent, span.per_mille) = (Rule::Inferred, maker.id, (p * 1000.0).round() as u16);

@@ -1,0 +1,156 @@
+//! The place is learned from stacks that are made up, and calls are placed by it.
+
+use proptest::prelude::*;
+use tracer_ebpf::record::{Answered, Body, End, Header, Reason, Rule, STACK, Sought, Tag, Wire, place, sought};
+use tracer_ebpf::{record::Record, traceparent::Context};
+
+use super::learn::{Learner, Verdict};
+use crate::{
+    assemble::{Assembler, Config, trees::blank},
+    path::{Line, Node},
+};
+
+const WORD: usize = 8;
+const MS: u64 = 1_000_000;
+
+/// A stack in which the unit shows at the word `at`, among words that are the same for all, or any.
+fn stack(at: usize, unit: u64, noise: u64) -> Vec<u8> {
+    let word = |index: usize| match index {
+        index if index == at => unit,
+        index if index % 3 == 0 => 0x7f00_0000_1000,
+        // The same for all that happens at about the same time.
+        index if index % 3 == 1 => 0x7f00_0000_0000 + (noise / (3 * MS)) * 64,
+        index => 0x5500_0000_0000 + (noise.wrapping_mul(2_654_435_761) ^ index as u64) % 4096 * 8,
+    };
+    (0..STACK / WORD).flat_map(|index| word(index).to_ne_bytes()).collect()
+}
+
+/// Invocations of which `abreast` are live at once; each makes one call, which is over 2 ms later, and answers. Says which
+/// place is learned; `shows` says whether the unit shows at all.
+fn learned(at: usize, abreast: u64, shows: bool) -> Verdict {
+    let mut learner = Learner::default();
+    let (mut ends, mut all) = (std::collections::BTreeMap::new(), Vec::new());
+    for number in 0..200u64 {
+        let (read_ns, span) = (MS * (1 + number * 4 / abreast), 2 * number + 1);
+        let (call_ns, answer_ns) = (read_ns + MS, read_ns + 4 * MS);
+        ends.insert(span + 1, call_ns + 2 * MS);
+        all.push((call_ns, sought::CALLS, span + 1, number, read_ns));
+        all.push((answer_ns, sought::ANSWERS, span, number, read_ns));
+    }
+    all.sort_unstable();
+    for (at_ns, what, span, number, read_ns) in all {
+        // Addresses are used again, but not by two that live at once.
+        let unit = if shows { 0x7e00_0000_0000 + number % (4 * abreast) * 64 } else { 0 };
+        learner.add(at_ns, &Sought { span, tid: 1, what }, &stack(at, unit, at_ns + 7 * number));
+        if what == sought::ANSWERS {
+            learner.answered(span, read_ns);
+        }
+    }
+    learner.verdict(|call| ends.get(&call).copied())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn the_place_is_learned_wherever_it_is(at in 0..STACK / WORD, abreast in 2..16u64) {
+        let bytes = (at * WORD) as i64 - STACK as i64 / 2;
+        let Verdict::Settled([first, _]) = learned(at, abreast, true) else { panic!("nothing was learned") };
+        prop_assert_eq!(first as i64, bytes);
+    }
+
+    #[test]
+    fn nothing_is_learned_where_no_unit_shows(at in 0..STACK / WORD, abreast in 2..16u64) {
+        prop_assert_eq!(learned(at, abreast, false), Verdict::Settled([place::NOWHERE, 0]));
+    }
+}
+
+struct Made {
+    assembler: Assembler,
+    pid: u32,
+}
+
+impl Made {
+    fn record(&mut self, at_ns: u64, body: Body<'_>) {
+        let header = Header { at_ns, sandbox: 1, kind: 0, tail_len: 0, pid: self.pid };
+        self.assembler.record(&Record { header, body });
+    }
+
+    fn start(&mut self, at_ns: u64, span_id: u64, call: Option<[u64; 2]>) {
+        let context = Context { trace_id: [span_id, 1], span_id, flags: 1, pad: [0; 7] };
+        let wire = Wire { remote: [1; 16], remote_port: 80, ..Wire::default() };
+        let unit = call.unwrap_or_default();
+        let start = blank(context, 0, 0, Rule::None, Tag::Off);
+        let start = tracer_ebpf::record::Start { conn: span_id, wire, live: 8, tid: 1, unit, ..start };
+        let head = b"GET /x HTTP/1.1\r\n\r\n";
+        let body = if call.is_some() { Body::CallStart(start, head) } else { Body::InvocationStart(start, head) };
+        self.record(at_ns, body);
+    }
+
+    fn end(&mut self, at_ns: u64, span: u64, call: bool) {
+        let reason = Reason::Complete as u8;
+        let end = End {
+            conn: span,
+            span,
+            first_byte_ns: 0,
+            sequence: 0,
+            status: 200,
+            reason,
+            retransmits: 0,
+            errno: 0,
+            rtt_us: 0,
+        };
+        self.record(at_ns, if call { Body::CallEnd(end) } else { Body::InvocationEnd(end) });
+    }
+
+    fn answer(&mut self, at_ns: u64, span: u64, read_ns: u64, unit: [u64; 2]) {
+        self.record(at_ns, Body::Answered(Answered { span, read_ns, unit, read_tid: 1, pad: 0 }));
+        self.end(at_ns + 1, span, false);
+    }
+
+    /// Whose the call 100 is in what is given out.
+    fn maker(mut self) -> Option<u64> {
+        self.assembler.finish();
+        let mut maker = None;
+        while let Some(line) = self.assembler.take() {
+            let Line::Path(path) = line else { continue };
+            let Node::Invocation(root) = &path.root else { continue };
+            if !root.children.is_empty() {
+                maker = Some(root.span_id.0);
+            }
+        }
+        maker
+    }
+}
+
+/// Two are live; the first answers first. The call is sent between `read_ns` of either and its answer.
+fn placed(unit: [u64; 2], first: [u64; 2], second: [u64; 2], first_read_ns: u64) -> Option<u64> {
+    let mut made = Made { assembler: Assembler::new(Config { settle_ns: 1000 * MS, ..Config::default() }), pid: 7 };
+    let known = super::Known { right: [50; 2], ..Default::default() };
+    made.assembler.units.known.insert(7, known);
+    made.start(MS, 1, None);
+    made.start(MS, 2, None);
+    made.start(3 * MS, 100, Some(unit));
+    made.end(4 * MS, 100, true);
+    made.answer(5 * MS, 1, first_read_ns, first);
+    made.answer(6 * MS, 2, 2 * MS, second);
+    made.maker()
+}
+
+#[test]
+fn a_call_is_its_units() {
+    assert_eq!(placed([16, 0], [16, 0], [24, 0], 2 * MS), Some(1));
+    assert_eq!(placed([24, 0], [16, 0], [24, 0], 2 * MS), Some(2));
+    assert_eq!(placed([32, 0], [16, 0], [24, 0], 2 * MS), None, "nobody's");
+}
+
+#[test]
+fn the_first_word_says_more_than_the_second() {
+    assert_eq!(placed([24, 8], [16, 8], [24, 0], 2 * MS), Some(2));
+    assert_eq!(placed([32, 8], [16, 8], [24, 0], 2 * MS), Some(1), "where only the second is known");
+}
+
+#[test]
+fn what_was_sent_before_the_request_was_read_is_anothers() {
+    assert_eq!(placed([16, 0], [16, 0], [24, 0], 4 * MS), None);
+}
