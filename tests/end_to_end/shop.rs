@@ -96,8 +96,13 @@ impl Shop {
     /// Ends an agent by SIGTERM. It has to have traced every request of `works` times [`Shop::work`], each call where it
     /// belongs.
     pub fn assert_traced(&self, agent: Agent, works: usize, joined_by: JoinedBy) {
+        self.assert_traced_behind(0, agent, works, joined_by);
+    }
+
+    /// The same, behind the agent's first `before` lines.
+    pub fn assert_traced_behind(&self, before: usize, agent: Agent, works: usize, joined_by: JoinedBy) {
         let paths: Vec<Value> = agent.wait_for("path for each request", |lines| {
-            let paths: Vec<_> = lines.iter().filter(|line| line["type"] == "path").cloned().collect();
+            let paths: Vec<_> = lines.iter().skip(before).filter(|line| line["type"] == "path").cloned().collect();
             (paths.len() >= 2 * works).then_some(paths)
         });
         let finished = agent.stop_by(Signal::TERM);
