@@ -39,6 +39,7 @@ pub(super) struct Learner {
     /// Of threads that were woken and have made no call since.
     handed: BTreeMap<u32, Sample>,
     shown: usize,
+    last_ns: u64,
 }
 
 /// What came of it.
@@ -55,6 +56,7 @@ impl Learner {
         let words = words.iter().map(|word| u64::from_ne_bytes(*word)).collect();
         let sample = Sample { span: sought.span, at_ns, read_ns: 0, words };
         self.shown += 1;
+        self.last_ns = at_ns;
         if self.shown > LAST {
             return;
         }
@@ -79,6 +81,11 @@ impl Learner {
         if let Some(answer) = self.answers.iter_mut().rev().find(|answer| answer.span == span) {
             answer.read_ns = read_ns;
         }
+    }
+
+    /// When it was shown a stack last.
+    pub fn last_ns(&self) -> u64 {
+        self.last_ns
     }
 
     pub fn is_due(&self) -> bool {

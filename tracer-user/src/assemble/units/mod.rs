@@ -320,7 +320,14 @@ impl Assembler {
     pub(super) fn unit_sought(&mut self, header: &Header, sought: &Sought, stack: &[u8]) {
         let pid = header.pid;
         if !self.units.learners.contains_key(&pid) && self.units.learners.len() >= LEARNERS {
-            return;
+            // A process that is gone, or has stopped making such calls, does not keep others from being learned.
+            let oldest = self.units.learners.iter().map(|(pid, learner)| (learner.last_ns(), *pid)).min();
+            let stale = oldest.filter(|(last_ns, _)| header.at_ns.saturating_sub(*last_ns) >= AWAKE_NS);
+            let Some((_, stale)) = stale else {
+                self.totals.inference.refused += 1;
+                return;
+            };
+            self.units.learners.remove(&stale);
         }
         let learner = self.units.learners.entry(pid).or_default();
         learner.add(header.at_ns, sought, stack);

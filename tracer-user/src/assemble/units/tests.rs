@@ -154,3 +154,21 @@ fn the_first_word_says_more_than_the_second() {
 fn what_was_sent_before_the_request_was_read_is_anothers() {
     assert_eq!(placed([16, 0], [16, 0], [24, 0], 4 * MS), None);
 }
+
+#[test]
+fn processes_that_go_before_they_are_learned_keep_no_others_from_it() {
+    let mut made = Made { assembler: Assembler::new(Config::default()), pid: 0 };
+    let shows = |made: &mut Made, pid: u32, at_ns: u64| {
+        made.pid = pid;
+        let sought = Sought { span: 1, tid: 1, what: sought::CALLS };
+        made.record(at_ns, Body::UnitSought(sought, &stack(0, 0, 0)));
+        made.assembler.units.learners.contains_key(&pid)
+    };
+    for pid in 0..super::LEARNERS as u32 {
+        assert!(shows(&mut made, pid, MS));
+    }
+    assert!(!shows(&mut made, 100, 2 * MS), "no room, and all are at it");
+    assert_eq!(made.assembler.totals.inference.refused, 1);
+    assert!(shows(&mut made, 100, 20_000 * MS), "the others are gone for long");
+    assert!(!made.assembler.units.learners.contains_key(&0), "the oldest has made room");
+}
