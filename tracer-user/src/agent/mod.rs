@@ -395,15 +395,21 @@ impl Agent {
         Records::new(RingBuf::try_from(map(self.bpf()?, "RECORDS")?)?, asleep)
     }
 
-    /// Tells the kernel half where in a process the runtime's units of work show.
+    /// Tells the kernel half where in a process the runtime's units of work show, unless it is gone: then its id may soon be
+    /// another's.
     ///
     /// # Errors
     ///
-    /// If the map cannot be written.
+    /// If the object has no such map.
     pub fn note_unit_places(&mut self, pid: u32, places: [u64; 3]) -> Result<()> {
+        /// Only what is there (include/uapi/linux/bpf.h): the exit hook has taken out the entry of a process that is gone.
+        const BPF_EXIST: u64 = 2;
         let map = self.bpf()?.map_mut("UNITS").context("the object has no map UNITS")?;
         let mut noted: HashMap<_, u32, [u64; 3]> = HashMap::try_from(map)?;
-        noted.insert(pid, places, 0).with_context(|| format!("note where the units of process {pid} show"))
+        if let Err(error) = noted.insert(pid, places, BPF_EXIST) {
+            log::debug!("where the units of process {pid} show is not noted: {error}");
+        }
+        Ok(())
     }
 
     /// What the kernel half logs, for `-v`. `None` if the object does not log.
