@@ -59,7 +59,8 @@ impl Collector {
 
     /// What makes Node.js instrument itself and send here, all else as it is by default.
     pub fn environment(&self) -> Vec<(&'static str, String)> {
-        let register = self.modules.join("@opentelemetry/auto-instrumentations-node/register");
+        // By its file: a path, unlike a package's name, is not looked up in the package's exports.
+        let register = self.modules.join("@opentelemetry/auto-instrumentations-node/build/src/register.js");
         vec![
             ("NODE_OPTIONS", format!("--require {}", register.display())),
             ("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://127.0.0.1:{}", self.port)),
