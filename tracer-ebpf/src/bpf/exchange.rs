@@ -401,6 +401,10 @@ extern "C" fn end_all(scratch: *mut Scratch, connection: *mut Connection, reason
         return 0;
     };
     let reason = Reason::from_u8(reason as u8).unwrap_or(Reason::Missed);
+    if connection.asks != 0 && connection.open() != 0 {
+        attribution::gives_up(connection.asks_tid);
+        connection.asks = 0;
+    }
     let mut i = 0;
     while i < OPEN_MAX {
         response_ends(&mut scratch, &mut connection, reason, errno);

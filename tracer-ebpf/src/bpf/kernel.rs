@@ -55,6 +55,8 @@ offsets! {
     OFF_NET_COOKIE;
     /// tcp_sock.rcv_nxt
     OFF_TCP_RCV_NXT;
+    /// tcp_sock.copied_seq
+    OFF_TCP_COPIED_SEQ;
     /// tcp_sock.write_seq
     OFF_TCP_WRITE_SEQ;
     /// tcp_sock.snd_nxt
@@ -247,6 +249,12 @@ impl TcpSock {
     #[inline(always)]
     pub fn receive_next(self) -> u32 {
         self.0.get(&OFF_TCP_RCV_NXT)
+    }
+
+    /// Whether all that has come in was read; a FIN, which has a number of its own, may be left.
+    #[inline(always)]
+    pub fn is_read(self) -> bool {
+        self.receive_next().wrapping_sub(self.0.get(&OFF_TCP_COPIED_SEQ)) <= 1
     }
 
     /// The sequence number of the next byte that the process will write.

@@ -52,6 +52,7 @@ pub const WANTED: &[Wanted] = &[
     want("OFF_SKC_NET", "sock_common", &["skc_net", "net"], 8),
     want("OFF_NET_COOKIE", "net", &["net_cookie"], 8),
     want("OFF_TCP_RCV_NXT", "tcp_sock", &["rcv_nxt"], 4),
+    want("OFF_TCP_COPIED_SEQ", "tcp_sock", &["copied_seq"], 4),
     want("OFF_TCP_WRITE_SEQ", "tcp_sock", &["write_seq"], 4),
     want("OFF_TCP_SND_NXT", "tcp_sock", &["snd_nxt"], 4),
     want("OFF_TCP_SRTT_US", "tcp_sock", &["srtt_us"], 4),

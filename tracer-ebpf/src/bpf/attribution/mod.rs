@@ -21,7 +21,7 @@ pub use self::{
         ContextKey, Holders, Invocation, Sandbox, begin, begin_unknown, end, end_unknown, invocation, only, sandbox,
     },
     thread::{
-        Futex, Goroutine, Thread, asks, executes, exits, forks, goroutine, reads_asked, reads_request, reads_response,
+        Futex, Goroutine, Thread, asks, executes, exits, forks, gives_up, goroutine, reads_asked, reads_request, reads_response,
         thread, wakes,
     },
     trust::{answers, misses},
@@ -278,21 +278,28 @@ fn by_thread(
     parent.rule = if rule as u8 == Rule::Thread as u8 { Rule::Lineage as u8 } else { rule as u8 };
     parent.flags = START_AFTER_RESPONSE;
     sandbox.leftover.store(1);
-    if parent.live == 0 {
-        return true;
-    }
-    // It may as well have turned to one of those that are live.
-    match known.how {
-        // A process that was made for it goes with it. A thread may be one of a pool, and take the next piece of work
-        // without waiting in between.
-        how::MADE if task.tid == task.pid => {}
-        how::TURN => trust::judge(parent, sandbox, known.doubtful == 1),
-        by => {
-            parent.flags |= START_WEAK;
-            parent.trust = if by == how::DEDICATED || by == how::MADE { trust::LIKELY } else { trust::EVEN };
-        }
-    }
+    judge_after(parent, known, sandbox, task);
     true
+}
+
+/// How certain it is that a thread still works for an invocation that has answered.
+#[inline(always)]
+fn judge_after(parent: &mut Parent, known: &Thread, sandbox: &Value<Sandbox>, task: Task) {
+    let is_process = task.tid == task.pid;
+    match (known.how, known.made_by) {
+        (how::TURN, _) | (how::MADE, how::TURN) => trust::judge(parent, sandbox, known.doubtful == 1),
+        (how::WOKEN, _) | (how::MADE, how::WOKEN) => trust::judge_handed(parent, sandbox, known.doubtful == 1),
+        // A process that was made for it goes with it.
+        (how::MADE, _) if is_process => return,
+        _ => {}
+    }
+    // It may as well have turned to one of those that are live: one of a pool takes the next piece of work without waiting
+    // in between.
+    if parent.live > 0 || (known.how == how::MADE && known.made_by == how::TURN && !is_process) {
+        let before = if parent.flags & START_WEAK == 0 { u8::MAX } else { parent.trust };
+        parent.flags |= START_WEAK;
+        parent.trust = if before < trust::LIKELY { before } else { trust::LIKELY };
+    }
 }
 
 /// Who was at work when the socket connected explains the first request on it, if the sending thread tells nothing

@@ -228,6 +228,14 @@ pub fn asks(task: Task) {
     }
 }
 
+/// Notes that the answer to such a call, which the thread `asker` made, will not come.
+#[inline(always)]
+pub fn gives_up(asker: u32) {
+    if let Some(mut known) = thread(asker) {
+        known.asks = 0;
+    }
+}
+
 /// Notes that `task` has read the whole answer to such a call, which the thread `asker` made.
 #[inline(always)]
 pub fn reads_asked(task: Task, call: u64, asker: u32) {
@@ -302,12 +310,18 @@ pub fn forks(parent: Typed, child: Task) {
     made.doubtful = known.doubtful;
 }
 
-/// Notes that `task` runs another program from here on. Whom it works for is not changed by that; its stack is.
+/// Notes that `task`, which had the thread id `before`, runs another program from here on. Whom it works for is not changed by that; its stack is.
 #[inline(always)]
-pub fn executes(task: Task) {
+pub fn executes(task: Task, before: u32) {
+    if before != task.tid {
+        // It has taken the id of the process's first thread, which has ended (fs/exec.c, de_thread).
+        exits(Task { tid: before, pid: task.pid });
+        facts::forget(task.pid);
+    }
     if let Some(mut known) = thread(task.tid) {
         known.wait_sp = 0;
         known.unit = [0; 2];
+        (known.owes, known.asks, known.reads_own) = (0, 0, 0);
         facts::forget(task.pid);
     }
 }

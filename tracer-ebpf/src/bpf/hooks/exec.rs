@@ -8,9 +8,9 @@ use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use crate::{attribution, births, kernel};
 
 #[btf_tracepoint(function = "sched_process_exec")]
-pub fn fn_exec(_: BtfTracePointContext) -> i32 {
+pub fn fn_exec(context: BtfTracePointContext) -> i32 {
     let (task, cgroup) = kernel::current();
     births::executes(cgroup, task);
-    attribution::executes(task);
+    attribution::executes(task, context.arg::<i32>(1) as u32);
     0
 }

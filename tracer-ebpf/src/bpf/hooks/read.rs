@@ -4,13 +4,17 @@
 //! been copied to it. "This thread now works for the invocation whose request it read", be it that of a server's
 //! connection or the answer to a poll, or whose call was answered.
 
-use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{
+    helpers::{bpf_ktime_get_ns, generated::bpf_skc_to_tcp_sock},
+    macros::btf_tracepoint,
+    programs::BtfTracePointContext,
+};
 
 use crate::{
     attribution,
     connection::{self, role},
     exchange::NO_SPAN,
-    kernel::{self, Sock, Task, Typed},
+    kernel::{self, Sock, Task, TcpSock, Typed},
     maps::FLOOR,
     process,
 };
@@ -34,8 +38,13 @@ pub fn fn_read(context: BtfTracePointContext) -> i32 {
     if connection.role == role::CLIENT && connection.polled_span == 0 {
         attribution::reads_response(task, connection.caller, connection.sandbox);
         // The packet hook has seen the answer's end before anybody could read it.
-        if connection.asks != 0 && connection.open() == 0 {
+        if connection.asks != 0
+            && connection.open() == 0
+            // SAFETY: a full socket, and the helper checks that it is one of TCP.
+            && unsafe { Typed::new(bpf_skc_to_tcp_sock(socket.cast())) }.is_some_and(|tcp| TcpSock(tcp).is_read())
+        {
             attribution::reads_asked(task, connection.asks, connection.asks_tid);
+            connection.asks = 0;
         }
         return 0;
     }
