@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     task::spawn_blocking,
@@ -132,7 +132,11 @@ pub async fn trace(args: &RunArgs, ready: impl FnOnce(), stop: impl Future<Outpu
     let outcome = flow.follow(&mut agent, stop).await;
     let outcome = match outcome {
         Ok(()) => flow.end(&mut agent).await,
-        Err(error) => Err(error),
+        Err(error) => {
+            flow.assembler.finish();
+            flow.keep_recording();
+            Err(error)
+        }
     };
     match outcome {
         Err(error) if is_broken_pipe(&error) => Ok(()),
@@ -221,6 +225,7 @@ fn how(plan: &Plan) -> String {
 struct Flow {
     records: Records,
     assembler: Recorder,
+    recording_failed: bool,
     sink: Sink<io::StdoutLock<'static>>,
     naming: Naming,
     discovery: Option<Discovery>,
@@ -272,6 +277,7 @@ impl Flow {
         Ok(Self {
             records,
             assembler,
+            recording_failed: false,
             sink: Sink::new(format, io::stdout().lock()),
             naming: Naming::new(names),
             discovery,
@@ -378,8 +384,16 @@ impl Flow {
             agent.note_unit_places(pid, places)?;
         }
         self.assembler.advance(monotonic_ns());
-        self.assembler.flush().context("write the recording")?;
+        self.keep_recording();
         self.give_out()
+    }
+
+    /// Puts what was recorded into its file. If that fails, the paths are worth more.
+    fn keep_recording(&mut self) {
+        if let Err(error) = self.assembler.flush() {
+            eprintln!("fntrace: the recording ends here, the tracing goes on: {error}");
+            self.recording_failed = true;
+        }
     }
 
     /// Takes in so many records at most, and says how many there were.
@@ -480,10 +494,10 @@ impl Flow {
         self.assembler.lost(agent.lost()?);
         self.assembler.advance(monotonic_ns());
         self.assembler.finish();
-        let recorded = self.assembler.flush().context("write the recording");
+        self.keep_recording();
         self.give_out()?;
         self.stats(agent)?;
-        recorded?;
+        ensure!(!self.recording_failed, "the recording is not whole");
         self.forecast.map_or(Ok(()), forecast::live::Live::end).context("write the forecast's model")?;
         self.profile.map_or(Ok(()), profile::live::Live::end).context("write the profile")
     }

@@ -7,12 +7,12 @@ use tracer_ebpf::record::LAYOUT;
 
 use super::{Preamble, Sandbox, VERSION, kind, own_byte_order};
 use crate::{
-    assemble::{Assembler, Totals},
+    assemble::{Assembler, Config, Totals},
     path::Line,
 };
 
 /// Longest first line, and longest entry: no record is longer than a few KB.
-const LONGEST: u64 = 1 << 20;
+const LONGEST: u64 = 1 << 16;
 
 /// What a recording came to.
 #[derive(Debug)]
@@ -29,7 +29,10 @@ pub struct Replayed {
 ///
 /// If the file cannot be read, is no recording or one of another version, or if `each` fails.
 pub fn replay(mut file: impl BufRead, mut each: impl FnMut(&Line) -> io::Result<()>) -> Result<Replayed> {
-    let mut assembler = Assembler::new(preamble(&mut file)?.config);
+    let (config, most) = (preamble(&mut file)?.config, Config::default());
+    // What a file says of itself does not decide how much memory it takes.
+    let (max_open, remember) = (config.max_open.min(most.max_open), config.remember.min(most.remember));
+    let mut assembler = Assembler::new(Config { max_open, remember, ..config });
     let mut entry = Vec::new();
     let mut is_cut = true;
     let mut number = 0u64;
@@ -39,11 +42,9 @@ pub fn replay(mut file: impl BufRead, mut each: impl FnMut(&Line) -> io::Result<
             bail!("entry {number} of the recording is not understood");
         }
         is_cut = kind != kind::FINISH;
-        if kind == kind::ADVANCE || !is_cut {
-            // Whoever recorded it has told the kernel half; here there is none.
-            drop(assembler.unit_places());
-            give_out(&mut assembler, &mut each)?;
-        }
+        // Whoever recorded it has told the kernel half; here there is none.
+        drop(assembler.unit_places());
+        give_out(&mut assembler, &mut each)?;
         if !is_cut {
             break;
         }
@@ -90,8 +91,9 @@ fn next(file: &mut impl BufRead, entry: &mut Vec<u8>) -> io::Result<Option<u8>> 
     if length > LONGEST {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("an entry of {length} bytes")));
     }
-    file.take(length).read_to_end(entry)?;
-    Ok((entry.len() as u64 == length).then_some(kind))
+    // A packed file that is cut says so by an error.
+    let is_whole = is_whole(file.take(length).read_to_end(entry).map(drop))?;
+    Ok((is_whole && entry.len() as u64 == length).then_some(kind))
 }
 
 fn is_whole(read: io::Result<()>) -> io::Result<bool> {

@@ -1,10 +1,10 @@
 //! Writes what an assembler is given, on its way there.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{File, OpenOptions, Permissions},
     io::{self, BufWriter, Write},
     ops::Deref,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::Path,
 };
 
@@ -23,19 +23,32 @@ pub struct Recorder<W = BufWriter<File>> {
 }
 
 impl Recorder {
-    /// An assembler that knows nothing yet. The file is made for its owner alone to read, for what is in it may be secret;
-    /// what it held before is gone.
+    /// An assembler that knows nothing yet. What the file held before is gone.
     ///
     /// # Errors
     ///
-    /// If the file cannot be made or written.
+    /// If the file cannot be made or written, or is somebody else's.
     pub fn new(config: Config, file: Option<&Path>) -> io::Result<Self> {
-        let file = file.map(|path| {
-            let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-            Ok::<_, io::Error>(BufWriter::with_capacity(1 << 20, file))
-        });
+        let file = file.map(|path| Ok::<_, io::Error>(BufWriter::with_capacity(1 << 20, open(path)?)));
         Self::to(config, file.transpose()?)
     }
+}
+
+/// Opens a file that its owner alone, who is the caller, may read: what will be in it may be secret. A link is not followed,
+/// for somebody else may have put it there. A pipe or a device is taken as it is.
+fn open(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    let file = options.write(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(path)?;
+    let known = file.metadata()?;
+    if known.is_file() {
+        // SAFETY: has no arguments and always succeeds.
+        if known.uid() != unsafe { libc::geteuid() } {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to another user"));
+        }
+        file.set_permissions(Permissions::from_mode(0o600))?;
+        file.set_len(0)?;
+    }
+    Ok(file)
 }
 
 impl<W: Write> Recorder<W> {
@@ -121,11 +134,11 @@ impl<W: Write> Recorder<W> {
     ///
     /// # Errors
     ///
-    /// The first thing that went wrong with the file since the last time this was asked.
+    /// The first thing that went wrong with the file, once: nothing is written after it, and the paths go on.
     pub fn flush(&mut self) -> io::Result<()> {
         match (self.failed.take(), &mut self.file) {
             (Some(error), _) => Err(error),
-            (None, Some(file)) => file.flush(),
+            (None, Some(file)) => file.flush().inspect_err(|_| self.file = None),
             (None, None) => Ok(()),
         }
     }

@@ -126,6 +126,8 @@ struct Above<'a> {
 }
 
 struct Exporter<'a> {
+    /// Of all that have no other.
+    trace: TraceId,
     /// When the line begins, µs since 1970.
     base_us: i64,
     resources: Vec<ResourceSpans<'a>>,
@@ -137,14 +139,19 @@ fn export(line: &Line) -> Vec<ResourceSpans<'_>> {
         Line::Late(late) => (late.trace_id, late.start, late.parent_span_id, late.complete, &late.missing, &late.root),
     };
     let Time(base_us) = start;
-    let mut exporter = Exporter { base_us, resources: Vec::new() };
+    let mut exporter = Exporter { trace, base_us, resources: Vec::new() };
     // What is told of the line as a whole is told of the span that it begins with.
     let mut more = Attributes::default();
     if !complete {
         more.truth("fntrace.complete", false);
         more.text("fntrace.missing", &missing.join("; "));
     }
-    exporter.node(root, Above { trace, span: parent, sandbox: "" }, more);
+    let above = match root {
+        // An invocation goes on with the trace of its call, which was exported before.
+        Node::Invocation(invocation) => invocation.trace_id.unwrap_or(trace),
+        Node::Call(_) => trace,
+    };
+    exporter.node(root, Above { trace: above, span: parent, sandbox: "" }, more);
     exporter.resources
 }
 
@@ -154,7 +161,7 @@ impl<'a> Exporter<'a> {
             Node::Invocation(invocation) => (invocation.trace_id, &*invocation.sandbox),
             Node::Call(call) => (call.trace_id, above.sandbox),
         };
-        let trace = own_trace.unwrap_or(above.trace);
+        let trace = own_trace.unwrap_or(self.trace);
         let same = trace == above.trace;
         let outside = match node {
             Node::Invocation(invocation) => invocation.outside_parent,
@@ -232,8 +239,15 @@ fn resource(node: &Node) -> Vec<Attribute> {
 }
 
 fn invocation(span: &mut Span, attributes: &mut Attributes, of: &Invocation) {
-    span.name = of.http.as_ref().map_or_else(|| of.function.to_string(), |http| http.method.to_string());
+    span.name = of.http.as_ref().map_or(&*of.function, |http| name_of(&http.method)).to_owned();
     http(attributes, of.http.as_ref());
+    if let Some(http) = &of.http {
+        attributes.text("url.scheme", "http");
+        attributes.text("url.path", &http.path);
+        if let Some(query) = &http.query {
+            attributes.text("url.query", query);
+        }
+    }
     let failed = status(of.http.as_ref()).is_some_and(|status| status >= 500);
     attributes.truth("faas.coldstart", of.cold);
     if of.pid != 0 {
@@ -250,13 +264,19 @@ fn invocation(span: &mut Span, attributes: &mut Attributes, of: &Invocation) {
     if let Some(faas) = &of.faas {
         polled(attributes, faas);
     }
-    ends(span, attributes, of.ended, of.error.as_deref(), failed);
+    let error = of.faas.as_ref().and_then(|faas| faas.error_type.as_deref()).or(of.error.as_deref());
+    ends(span, attributes, of.ended, error, failed);
 }
 
 fn call(span: &mut Span, attributes: &mut Attributes, of: &Call) {
     span.kind = CLIENT;
-    span.name = of.http.as_ref().map_or_else(|| of.to.to_string(), |http| http.method.to_string());
+    span.name = of.http.as_ref().map_or(&*of.to, |http| name_of(&http.method)).to_owned();
     http(attributes, of.http.as_ref());
+    if let Some(http) = &of.http {
+        let query = http.query.as_deref().map(|query| format!("?{query}")).unwrap_or_default();
+        let host = of.host.as_deref().unwrap_or(&of.peer);
+        attributes.text("url.full", &format!("http://{host}{}{query}", http.path));
+    }
     let failed = status(of.http.as_ref()).is_some_and(|status| status >= 400);
     let (address, port) = split(&of.peer);
     let (name, named_port) = of.host.as_deref().map_or((address, port), split);
@@ -291,14 +311,23 @@ fn call(span: &mut Span, attributes: &mut Attributes, of: &Call) {
 
 fn http(attributes: &mut Attributes, http: Option<&Http>) {
     let Some(http) = http else { return };
-    attributes.text("http.request.method", &http.method);
-    attributes.text("url.path", &http.path);
-    if let Some(query) = &http.query {
-        attributes.text("url.query", query);
+    if METHODS.contains(&&*http.method) {
+        attributes.text("http.request.method", &http.method);
+    } else {
+        attributes.text("http.request.method", "_OTHER");
+        attributes.text("http.request.method_original", &http.method);
     }
     if let Some(status) = http.status {
         attributes.number("http.response.status_code", status);
     }
+}
+
+/// The methods that the conventions know (RFC 9110, and PATCH of RFC 5789).
+const METHODS: [&str; 9] = ["CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"];
+
+/// The name of a span, of which there must not be as many as a tenant likes.
+fn name_of(method: &str) -> &str {
+    if METHODS.contains(&method) { method } else { "HTTP" }
 }
 
 fn polled(attributes: &mut Attributes, faas: &Faas) {
@@ -307,6 +336,9 @@ fn polled(attributes: &mut Attributes, faas: &Faas) {
     }
     if let Some(id) = &faas.resource_id {
         attributes.text("cloud.resource_id", id);
+    }
+    if let Some(init_us) = faas.init_us {
+        attributes.number("fntrace.init_us", init_us);
     }
 }
 
@@ -408,6 +440,7 @@ mod tests {
         assert_eq!((&call["parentSpanId"], &call["kind"]), (&"00f067aa0ba902b7".into(), &3.into()));
         assert_eq!(attribute(call, "server.address")["stringValue"], "inventory.internal");
         assert_eq!(attribute(call, "server.port")["intValue"], "8081");
+        assert_eq!(attribute(call, "url.full")["stringValue"], "http://inventory.internal/stock/42");
         assert_eq!(attribute(call, "fntrace.probability")["doubleValue"], 0.75);
         assert_eq!(
             (&call["status"]["code"], attribute(call, "error.type")),
@@ -422,5 +455,31 @@ mod tests {
         let callee = &all["resourceSpans"][1]["scopeSpans"][0]["spans"][0];
         assert_eq!(callee["startTimeUnixNano"], callee["endTimeUnixNano"], "it was not seen to end");
         assert_eq!(attribute(callee, "fntrace.ended")["boolValue"], false);
+    }
+
+    #[test]
+    fn a_tenant_does_not_choose_the_names_of_spans() {
+        let line = Line::parse(&LINE.replace("\n        ", "").replace("\"GET\"", "\"MINE\"")).unwrap().unwrap();
+        let all = serde_json::to_value(Request(&line)).unwrap();
+        let call = &all["resourceSpans"][0]["scopeSpans"][0]["spans"][1];
+        assert_eq!(call["name"], "HTTP");
+        assert_eq!(attribute(call, "http.request.method")["stringValue"], "_OTHER");
+        assert_eq!(attribute(call, "http.request.method_original")["stringValue"], "MINE");
+    }
+
+    #[test]
+    fn a_late_invocation_goes_on_with_the_trace_of_its_call() {
+        let late = r#"{"fntrace":1,"type":"late","trace_id":"00000000000000000000000000000001","parent_span_id":"00000000000000aa",
+            "start":"2026-11-23T09:00:00.000000Z","complete":true,"root":{"kind":"invocation","span_id":"00000000000000bb",
+            "trace_id":"00000000000000000000000000000002","function":"f","sandbox":"/f","pid":1,"start_us":0,"duration_us":1,
+            "cold":false,"children":[{"kind":"call","span_id":"00000000000000cc","to":"g","peer":"127.0.0.1:1","start_us":0,
+            "tag":"off","parent_by":"exclusive","after_response":false,"children":[]}]}}"#;
+        let line = Line::parse(&late.replace("\n            ", "")).unwrap().unwrap();
+        let all = serde_json::to_value(Request(&line)).unwrap();
+        let spans = &all["resourceSpans"][0]["scopeSpans"][0]["spans"];
+        assert_eq!(spans[0]["traceId"], "00000000000000000000000000000002");
+        assert_eq!((&spans[0]["parentSpanId"], spans[0].get("links")), (&"00000000000000aa".into(), None));
+        assert_eq!(spans[1]["traceId"], "00000000000000000000000000000001", "none of its own: the path's");
+        assert_eq!(spans[1]["links"][0]["traceId"], "00000000000000000000000000000002");
     }
 }

@@ -21,8 +21,8 @@ pub use self::{
         ContextKey, Holders, Invocation, Sandbox, begin, begin_unknown, end, end_unknown, invocation, only, sandbox,
     },
     thread::{
-        Futex, Goroutine, Thread, asks, executes, exits, forks, gives_up, goroutine, reads_asked, reads_request, reads_response,
-        thread, wakes,
+        Futex, Goroutine, Thread, asks, executes, exits, forks, gives_up, goroutine, reads_asked, reads_request,
+        reads_response, thread, wakes,
     },
     trust::{answers, misses},
 };

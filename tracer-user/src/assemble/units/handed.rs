@@ -64,16 +64,19 @@ impl Assembler {
     pub(in crate::assemble) fn hands_back(&mut self, header: &Header, back: &HandBack) {
         let (Some(call), Some(maker)) = (self.calls.get(&back.call), self.invocations.get(&back.span)) else { return };
         let (call, maker) = (*call as usize, *maker);
-        let was_before = std::mem::replace(&mut self.spans[call].handed_back, true);
         let (made, span) = (&self.spans[call], &self.spans[maker as usize]);
-        if was_before || made.sandbox != span.sandbox {
+        if [made.sandbox, span.sandbox] != [header.sandbox; 2] {
             return;
         }
+        if std::mem::replace(&mut self.spans[call].handed_back, true) {
+            return;
+        }
+        let (made, span) = (&self.spans[call], &self.spans[maker as usize]);
         let fits = span.at_ns < made.at_ns;
         if self.units.handing.len() >= KNOWN {
             self.units.handing.clear();
         }
-        let handing = self.units.handing.entry(header.pid).or_default();
+        let handing = self.units.handing.entry((header.sandbox, header.pid)).or_default();
         handing.note(fits);
         let p = handing.p();
         if !fits || span.given_out() {

@@ -136,7 +136,8 @@ pub(super) struct Units {
     learners: Map<u32, Learner>,
     refused: VecDeque<u32>,
     known: Map<u32, Known>,
-    handing: Map<u32, Handing>,
+    /// By sandbox and process, for ids of processes are used again.
+    handing: Map<(u64, u32), Handing>,
     learned: Vec<(u32, [u64; 3])>,
 }
 
@@ -160,13 +161,12 @@ impl Assembler {
     /// Lets a call wait for its unit's answer; `false` if it cannot.
     pub(super) fn await_unit(&mut self, key: u32, start: &Start, hint: Option<Hint>) -> bool {
         let unit = start.unit;
-        let hands =
-            |pid: &u32| start.tid != 0 && self.units.handing.get(pid).is_some_and(|handing| handing.is_worth_it());
-        let is_awaited = unit != [0; 2] || hands(&self.spans[key as usize].pid);
+        let (sandbox, pid) = (self.spans[key as usize].sandbox, self.spans[key as usize].pid);
+        let hands = || self.units.handing.get(&(sandbox, pid)).is_some_and(|handing| handing.is_worth_it());
+        let is_awaited = unit != [0; 2] || (start.tid != 0 && hands());
         if !is_awaited || self.config.infer_min >= 1.0 {
             return false;
         }
-        let (sandbox, now_ns) = (self.spans[key as usize].sandbox, self.now_ns);
         if self.units.held >= HELD || !self.watch_units(sandbox) {
             self.totals.inference.refused += 1;
             return false;
@@ -179,7 +179,7 @@ impl Assembler {
         let span = &self.spans[key as usize];
         let place = Place::of(key, span);
         self.trees[span.tree as usize].held += 1;
-        watch.last_ns = now_ns;
+        watch.last_ns = self.now_ns;
         watch.held.push(Held { place, pid: span.pid, tid: start.tid, unit, at_ns: span.at_ns, hint, second: None });
         self.units.held += 1;
         self.totals.inference.held += 1;
@@ -268,7 +268,7 @@ impl Assembler {
         }
         self.units.next_ns = now_ns.saturating_add(STEP_NS);
         let mut in_vain = Vec::new();
-        for watch in self.units.sandboxes.values_mut().filter(|watch| !watch.held.is_empty()) {
+        for (sandbox, watch) in self.units.sandboxes.iter_mut().filter(|(_, watch)| !watch.held.is_empty()) {
             let spans = &self.spans;
             // It may have been given out, to make room.
             while let Some((at_ns, key)) = watch.running.keys().next().copied()
@@ -279,15 +279,15 @@ impl Assembler {
             let oldest_ns = watch.running.keys().next().map_or(u64::MAX, |(at_ns, _)| *at_ns);
             let late =
                 |held: &mut Held| force || held.at_ns < oldest_ns || now_ns.saturating_sub(held.at_ns) >= HOLD_NS;
-            in_vain.extend(watch.held.extract_if(.., late));
+            in_vain.extend(watch.held.extract_if(.., late).map(|held| (*sandbox, held)));
         }
-        for held in in_vain {
+        for (sandbox, held) in in_vain {
             let known = self.units.known.get(&held.pid);
             let second = held.second.zip(known).map(|((maker, over), known)| (maker, known.p(1, over)));
             let second = second.filter(|(_, p)| *p >= SECOND_P);
             self.unit_decided(&held, second);
             if held.unit == [0; 2] {
-                self.units.handing.entry(held.pid).or_default().waited_in_vain();
+                self.units.handing.entry((sandbox, held.pid)).or_default().waited_in_vain();
             }
             let Some(known) = self.units.known.get_mut(&held.pid) else { continue };
             if second.is_some() {
@@ -347,7 +347,7 @@ impl Assembler {
             }
             // Another process with the same id.
             self.units.known.remove(&pid);
-            self.units.handing.remove(&pid);
+            self.units.handing.remove(&(header.sandbox, pid));
         }
         if !self.units.learners.contains_key(&pid) && self.units.learners.len() >= LEARNERS {
             // A process that is gone, or has stopped making such calls, does not keep others from being learned.

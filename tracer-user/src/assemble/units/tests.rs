@@ -182,7 +182,7 @@ fn processes_that_go_before_they_are_learned_keep_no_others_from_it() {
 /// Says whose calls are whose: the maker, and how many.
 fn handed(handing: Handing, calls: u64, back: Option<u64>, second_at_ns: u64) -> Vec<(u64, usize)> {
     let mut made = Made { assembler: Assembler::new(Config { settle_ns: 1000 * MS, ..Config::default() }), pid: 7 };
-    made.assembler.units.handing.insert(7, handing);
+    made.assembler.units.handing.insert((1, 7), handing);
     made.start(MS, 1, None);
     if second_at_ns < 3 * MS {
         made.start(second_at_ns, 2, None);
