@@ -6,7 +6,7 @@ use tracer_ebpf::record::{Reason, Rule, START_AFTER_RESPONSE, START_INBOUND, STA
 
 use super::{
     Assembler, SandboxInfo,
-    span::{Class, Join, Map, NONE, Span, Tree},
+    span::{Class, Join, Map, NONE, Remembered, Span, Tree},
 };
 use crate::path::{
     Call, Faas, Http, Invocation, JoinedBy, Late, LateType, Line, Node, Path, PathType, SpanId, Time, TraceId, Version,
@@ -159,9 +159,9 @@ impl Assembler {
             self.out.push_back(line);
         }
         while self.remembered.len() > self.config.remember
-            && let Some((oldest, id)) = self.remembered.pop_front()
+            && let Some(oldest) = self.remembered.pop_front()
         {
-            self.forget(oldest, id);
+            self.forget(oldest);
         }
     }
 
@@ -223,7 +223,8 @@ impl Assembler {
     fn remember(&mut self, key: u32, trace_id: [u64; 2], unsampled: bool) {
         let span = &mut self.spans[key as usize];
         (span.tree, span.path_trace_id, span.unsampled) = (NONE, trace_id, unsampled);
-        self.remembered.push_back((key, span.id));
+        let Span { id, class, registered, sought, .. } = *span;
+        self.remembered.push_back(Remembered { key, id, class, registered, sought });
     }
 
     fn fields(
@@ -329,20 +330,22 @@ impl Assembler {
         }
     }
 
-    /// Lets go of a span that was given out. Its id comes from outside, so that nothing waits for the span itself, which was
-    /// last looked at long ago.
-    fn forget(&mut self, key: u32, id: u64) {
-        self.no_longer_sought(key);
-        let span = self.spans.remove(key as usize);
-        if span.registered {
-            let by_id = if span.class == Class::Invocation { &mut self.invocations } else { &mut self.calls };
+    /// Lets go of a span that was given out.
+    fn forget(&mut self, Remembered { key, id, class, registered, sought }: Remembered) {
+        if sought {
+            self.no_longer_sought(key);
+        }
+        if registered {
+            let by_id = if class == Class::Invocation { &mut self.invocations } else { &mut self.calls };
             by_id.remove(id, key);
         } else {
+            let span = &self.spans[key as usize];
             let stray = (span.conn, span.sequence, id);
             if self.strays.get(&stray) == Some(&key) {
                 self.strays.remove(&stray);
             }
         }
+        self.spans.remove(key as usize);
     }
 }
 

@@ -34,6 +34,7 @@ pub(crate) mod trees;
 
 use std::collections::VecDeque;
 
+use serde::{Deserialize, Serialize};
 use slab::Slab;
 use tracer_ebpf::record::{Body, Kind, Record, decode};
 
@@ -42,12 +43,12 @@ pub(crate) use emit::peer_name;
 use index::Index;
 use sandboxes::Sandbox;
 pub use sandboxes::SandboxInfo;
-use span::{Class, Map, Span, Tree, WireKey};
+use span::{Class, Map, Remembered, Span, Tree, WireKey};
 pub use standing::{Standing, What};
 pub use totals::{Joins, Records, Totals};
 
 /// How the assembler works.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Config {
     /// How long a path waits for open parts after its root has ended, in ns.
     pub settle_ns: u64,
@@ -121,8 +122,8 @@ pub struct Assembler {
     ready: Vec<(u32, u64)>,
     /// Deadline, index and seq of trees whose root has ended before the rest.
     settling: VecDeque<(u64, u32, u64)>,
-    /// Spans that were given out, with their ids, oldest first.
-    remembered: VecDeque<(u32, u64)>,
+    /// Spans that were given out, oldest first.
+    remembered: VecDeque<Remembered>,
     /// Calls that are to be placed.
     guesses: guess::Guesses,
     /// Which unit of work made which call.
@@ -221,6 +222,10 @@ impl Assembler {
             Body::Answered(answered) => {
                 self.totals.records.count(Kind::Answered);
                 self.unit_answers(header, &answered);
+            }
+            Body::HandBack(back) => {
+                self.totals.records.count(Kind::HandBack);
+                self.hands_back(header, &back);
             }
             Body::UnitSought(sought, stack) => {
                 self.totals.records.count(Kind::UnitSought);

@@ -84,6 +84,8 @@ pub(super) struct Span {
     /// Of an invocation: how it found its call. Of a call: how its invocation found it.
     pub join: Join,
     pub ended: bool,
+    /// Of a call: a thread has been woken because the answer was in. What wakes another one later has another reason.
+    pub handed_back: bool,
     /// Of the first request of a sandbox that was made while the agent watched: how that started.
     pub cold: Option<Box<Begun>>,
     /// It is in the map under its own id, and may be joined by it.
@@ -135,6 +137,7 @@ impl Span {
             reason: Reason::Complete,
             join: Join::No,
             ended: false,
+            handed_back: false,
             cold: None,
             registered: false,
             sought: false,
@@ -164,6 +167,18 @@ impl Span {
     pub fn awaited(&self) -> bool {
         self.class != Class::Opaque
     }
+}
+
+/// A span that was given out, and how to forget it: by then nobody has looked at the span itself for long.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Remembered {
+    pub key: u32,
+    pub id: u64,
+    pub class: Class,
+    /// As in [`Span`]; that does not change any more.
+    pub registered: bool,
+    /// As in [`Span`], when it was given out. It may be found since.
+    pub sought: bool,
 }
 
 /// The path that a part belongs to, which was given out before.

@@ -313,22 +313,24 @@ mod tests {
         )
     }
 
+    /// Twice each under the one before. In boxes, because the stack of a test's thread is small.
     fn node() -> impl Strategy<Value = Node> {
-        let leaf = || prop_oneof![invocation().prop_map(Node::Invocation), call().prop_map(Node::Call)];
-        leaf().prop_recursive(3, 8, 3, move |inner| {
-            (leaf(), prop::collection::vec(inner, 0..3)).prop_map(|(mut node, below)| {
+        let one = prop_oneof![invocation().prop_map(Node::Invocation).boxed(), call().prop_map(Node::Call).boxed()];
+        prop::collection::vec(one.boxed(), 1..4).prop_map(|nodes| {
+            let put = |below: Vec<Node>, mut node: Node| {
                 match &mut node {
                     Node::Invocation(invocation) => invocation.children = below,
                     Node::Call(call) => call.children = below,
                 }
-                node
-            })
+                vec![node.clone(), node]
+            };
+            nodes.into_iter().fold(Vec::new(), put).swap_remove(0)
         })
     }
 
     fn line() -> impl Strategy<Value = Line> {
         let missing = prop::collection::vec(text(), 0..3);
-        (node(), missing, ids(), any::<i64>(), any::<u64>(), any::<[bool; 2]>()).prop_map(
+        (node().boxed(), missing, ids(), any::<i64>(), any::<u64>(), any::<[bool; 2]>()).prop_map(
             |(root, missing, ids, start, duration_us, [late, complete])| {
                 let (fntrace, start, (_, trace_id, parent_span_id)) = (Version, Time(start), ids);
                 let trace_id = trace_id.unwrap_or_default();
