@@ -108,15 +108,40 @@ fn path(number: u64) -> Vec<Vec<u8>> {
     records
 }
 
+/// Records one after another, as they lie in the ring buffer.
+#[derive(Default)]
+struct Stream {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl Stream {
+    fn push(&mut self, record: &[u8]) {
+        self.bytes.extend_from_slice(record);
+        // The ring buffer's own: a header of eight bytes, and lengths that are a multiple of that.
+        self.ends.push(self.bytes.len());
+        self.bytes.resize(self.bytes.len().next_multiple_of(8) + 8, 0);
+    }
+
+    fn records(&self) -> impl Iterator<Item = &[u8]> {
+        let mut start = 0;
+        self.ends.iter().map(move |end| {
+            let record = &self.bytes[start..*end];
+            start = end.next_multiple_of(8) + 8;
+            record
+        })
+    }
+}
+
 /// Those of [`ABREAST`] paths at a time by turns.
-fn stream() -> Vec<Vec<u8>> {
-    let mut all = Vec::new();
+fn stream() -> Stream {
+    let mut all = Stream::default();
     for first in (0..PATHS).step_by(ABREAST as usize) {
         let mut abreast: Vec<_> = (first..first + ABREAST).map(|number| path(number).into_iter()).collect();
         loop {
-            let before = all.len();
-            all.extend(abreast.iter_mut().filter_map(Iterator::next));
-            if all.len() == before {
+            let before = all.ends.len();
+            abreast.iter_mut().filter_map(Iterator::next).for_each(|record| all.push(&record));
+            if all.ends.len() == before {
                 break;
             }
         }
@@ -134,14 +159,17 @@ fn assembler() -> Assembler {
 }
 
 /// Seconds for the whole stream, through to the lines if there is a sink for them.
-fn assemble(records: &[Vec<u8>], mut sink: Option<Sink<std::io::Sink>>) -> f64 {
+fn assemble(records: &Stream, mut sink: Option<Sink<std::io::Sink>>) -> f64 {
     let mut assembler = assembler();
     let (begin, mut paths) = (Instant::now(), 0);
-    for (batch, records) in records.chunks(BATCH).enumerate() {
-        for record in records {
+    let mut records = records.records().peekable();
+    let mut batch = 0;
+    while records.peek().is_some() {
+        for record in records.by_ref().take(BATCH) {
             assert!(assembler.read(record));
         }
-        assembler.advance(batch as u64);
+        batch += 1;
+        assembler.advance(batch);
         while let Some(line) = assembler.take() {
             paths += 1;
             if let Some(sink) = &mut sink {
@@ -185,7 +213,7 @@ fn main() {
     println!("| what | paths per second | µs per record |\n|---|---|---|");
     for (name, seconds) in ["assembly alone", "assembly and ndjson"].into_iter().zip(seconds) {
         let [least, middle, most] = median(seconds);
-        let (rate, each) = (|s: f64| PATHS as f64 / s, |s: f64| s * 1e6 / records.len() as f64);
+        let (rate, each) = (|s: f64| PATHS as f64 / s, |s: f64| s * 1e6 / records.ends.len() as f64);
         println!(
             "| {name} | {:.0} ({:.0}–{:.0}) | {:.2} ({:.2}–{:.2}) |",
             rate(middle),

@@ -5,7 +5,7 @@
 //! is absent. Strings are lossy UTF-8 and bounded; what would not show as itself is percent-encoded.
 
 use crate::{path::shared, text::is_harmful};
-use std::{borrow::Cow, mem::MaybeUninit, sync::Arc};
+use std::{borrow::Cow, sync::Arc};
 
 use tracer_ebpf::record::HEAD_MAX;
 
@@ -13,8 +13,6 @@ use tracer_ebpf::record::HEAD_MAX;
 const METHOD_MAX: usize = 32;
 /// Longest host name and port kept: 255 by RFC 1035, 6 for the port.
 const HOST_MAX: usize = 261;
-/// Header lines that are looked through for Host.
-const HEADERS_MAX: usize = 64;
 
 /// A request head, read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,40 +37,23 @@ pub struct Keep {
 }
 
 impl Head {
-    /// Reads the head at the beginning of `bytes`.
+    /// Reads the head at the beginning of `bytes`: the request line by its spaces, Host by its line. That is what a strict
+    /// parser finds in a head that is whole and well-formed (the tests compare them), and no further than Host has to be
+    /// looked.
     pub fn parse(bytes: &[u8], keep: Keep) -> Self {
         let bytes = &bytes[..bytes.len().min(HEAD_MAX)];
-        let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
-        let headers = if keep.host { &mut headers[..] } else { &mut [] };
-        let mut request = httparse::Request::new(&mut []);
-        let parsed = request.parse_with_uninit_headers(bytes, headers);
-        match (parsed, request.method, request.path) {
-            (Ok(httparse::Status::Complete(_)), Some(method), Some(target)) => {
-                let host = host(request.headers);
-                Self::new(method.as_bytes(), target.as_bytes(), host, keep)
-            }
-            // Without room for headers the parser stops behind the request line, which is all that is wanted.
-            (Err(httparse::Error::TooManyHeaders), Some(method), Some(target)) if !keep.host => {
-                Self::new(method.as_bytes(), target.as_bytes(), None, keep)
-            }
-            _ => Self::damaged(bytes, keep),
-        }
-    }
-
-    /// Reads a head that is cut short or malformed: the request line by its spaces, Host by its line.
-    fn damaged(bytes: &[u8], keep: Keep) -> Self {
         let mut lines = bytes.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
-        let mut words = lines.next().unwrap_or_default().split(|byte| *byte == b' ');
+        // Empty lines may come first (RFC 9112, section 2.2).
+        let request = lines.find(|line| !line.is_empty()).unwrap_or_default();
+        let mut words = request.split(|byte| *byte == b' ');
         let method = words.next().unwrap_or_default();
         // A method is a token; if it is not, or is not followed by a space, this is no request line.
         let Some(target) = words.next().filter(|_| !method.is_empty() && method.iter().all(u8::is_ascii_graphic))
         else {
             return Self::default();
         };
-        let host = lines
-            .take_while(|line| !line.is_empty())
-            .find_map(|line| line.split_at_checked(5).filter(|(name, _)| name.eq_ignore_ascii_case(b"host:")))
-            .map(|(_, value)| value.trim_ascii());
+        let mut headers = lines.take_while(|line| !line.is_empty());
+        let host = if keep.host { headers.find_map(host) } else { None };
         Self::new(method, target, host, keep)
     }
 
@@ -97,8 +78,10 @@ impl Head {
     }
 }
 
-fn host<'a>(headers: &[httparse::Header<'a>]) -> Option<&'a [u8]> {
-    headers.iter().find(|header| header.name.eq_ignore_ascii_case("host")).map(|header| header.value)
+/// The value, if it is this line's.
+fn host(line: &[u8]) -> Option<&[u8]> {
+    let (name, value) = line.split_at_checked(5)?;
+    name.eq_ignore_ascii_case(b"host:").then(|| value.trim_ascii())
 }
 
 /// Splits `http://authority/path`, which goes to proxies (RFC 9112, section 3.2.2).
@@ -225,7 +208,32 @@ mod tests {
         assert!(!Head::parse(b"\x16\x03\x01 \x00", ALL).is_some());
     }
 
+    /// As a strict parser has it; `None` for what is not a whole head.
+    fn strict(bytes: &[u8]) -> Option<Head> {
+        let mut headers = [httparse::EMPTY_HEADER; 64];
+        let mut request = httparse::Request::new(&mut headers);
+        let parsed = request.parse(bytes).ok()?;
+        let host = request.headers.iter().find(|header| header.name.eq_ignore_ascii_case("host"));
+        let host = host.map(|header| header.value);
+        parsed
+            .is_complete()
+            .then(|| Head::new(request.method.unwrap().as_bytes(), request.path.unwrap().as_bytes(), host, ALL))
+    }
+
     proptest! {
+        #[test]
+        fn a_whole_head_is_read_as_a_strict_parser_reads_it(
+            before in "(\r?\n){0,2}",
+            method in "(GET|POST|[A-Z!-~]{1,40}|)",
+            target in "(/[ -~]{0,20}|[hH]ttp://([a-z]{0,9}@)?[a-z:]{0,9}[/?]?[a-z?]{0,9}|\\*|\\PC{0,9})",
+            headers in prop::collection::vec("(Host|HOST|Hostx|X|[!-~]{1,9}):[ \t]{0,2}([ -~]{0,12}|\\PC{0,5})[ \t]{0,2}\r?\n", 0..6),
+        ) {
+            let head = format!("{before}{method} {target} HTTP/1.1\r\n{}\r\n", headers.concat());
+            if let Some(strict) = strict(head.as_bytes()) {
+                prop_assert_eq!(Head::parse(head.as_bytes(), ALL), strict);
+            }
+        }
+
         #[test]
         fn never_panics_and_is_bounded(bytes: Vec<u8>, prefix in "(GET |GET http://)?") {
             let head = Head::parse(&[prefix.as_bytes(), &bytes].concat(), ALL);

@@ -5,12 +5,11 @@ use std::{borrow::Cow, net::Ipv6Addr, sync::Arc};
 use tracer_ebpf::record::{Reason, Rule, START_AFTER_RESPONSE, START_INBOUND, START_UNSAMPLED, Wire};
 
 use super::{
-    Assembler,
-    span::{Class, Join, Map, NONE, Span, Tree},
+    Assembler, SandboxInfo,
+    span::{Class, Join, Map, NONE, Remembered, Span, Tree},
 };
 use crate::path::{
-    Call, Faas, Http, Invocation, JoinedBy, Late, LateType, Line, Node, Path, PathType, Resource, SpanId, Time,
-    TraceId, Version,
+    Call, Faas, Http, Invocation, JoinedBy, Late, LateType, Line, Node, Path, PathType, SpanId, Time, TraceId, Version,
 };
 use crate::polled::Polled;
 
@@ -194,7 +193,7 @@ impl Assembler {
     /// Makes the node of a span, with all under it, and moves the spans over to those that are remembered. As deep as
     /// [`DEPTH_MAX`](super::span::DEPTH_MAX) at most.
     fn node(&mut self, key: u32, trace_id: [u64; 2], base_ns: u64, missing: &mut Missing) -> Node {
-        let mut children = Vec::new();
+        let mut children = Vec::with_capacity(self.children(key).count());
         let mut child = self.spans[key as usize].first_child;
         while child != NONE {
             children.push(self.node(child, trace_id, base_ns, missing));
@@ -203,6 +202,12 @@ impl Assembler {
         let node = self.fields(key, trace_id, base_ns, missing, children);
         self.remember(key, trace_id, false);
         node
+    }
+
+    fn children(&self, key: u32) -> impl Iterator<Item = u32> {
+        let next = |child: u32| (child != NONE).then_some(child);
+        let first = next(self.spans[key as usize].first_child);
+        std::iter::successors(first, move |child| next(self.spans[*child as usize].next))
     }
 
     /// As [`Self::node`], for paths that are not printed.
@@ -218,7 +223,8 @@ impl Assembler {
     fn remember(&mut self, key: u32, trace_id: [u64; 2], unsampled: bool) {
         let span = &mut self.spans[key as usize];
         (span.tree, span.path_trace_id, span.unsampled) = (NONE, trace_id, unsampled);
-        self.remembered.push_back(key);
+        let Span { id, class, registered, sought, .. } = *span;
+        self.remembered.push_back(Remembered { key, id, class, registered, sought });
     }
 
     fn fields(
@@ -254,12 +260,11 @@ impl Assembler {
             let outside = span.flags & START_INBOUND != 0 && span.join == Join::No;
             // A root that is given out again has its place now, and is no longer counted as come from outside.
             self.totals.outside_parents += u64::from(outside && !span.given_out());
-            let (function, sandbox) = self.names(span.sandbox);
-            let resource = self.resource(span.sandbox);
-            let called_ns = match span.join {
-                Join::No => None,
-                _ => self.calls.get(&span.above).map(|call| self.spans[*call as usize].at_ns),
-            };
+            let SandboxInfo { function, path: sandbox, resource } = self.sandbox_info(span.sandbox);
+            let cold_start = span.cold.as_ref().map(|begun| {
+                let call = if span.join == Join::No { None } else { self.calls.get(span.above, &self.spans) };
+                begun.cold_start(call.map(|call| self.spans[call as usize].at_ns), offset)
+            });
             return Node::Invocation(Invocation {
                 span_id,
                 trace_id: other_trace,
@@ -273,7 +278,7 @@ impl Assembler {
                 first_byte_us,
                 ended: span.ended,
                 cold: span.cold.is_some(),
-                cold_start: span.cold.as_ref().map(|begun| begun.cold_start(called_ns, offset)),
+                cold_start,
                 http,
                 joined_by: match span.join {
                     Join::No => None,
@@ -287,7 +292,7 @@ impl Assembler {
         }
         self.totals.joins.none += u64::from(span.class == Class::Call && span.join == Join::No && !span.given_out());
         let peer = self.peers.name(&span.wire);
-        let to = if span.callee == 0 { peer.clone() } else { self.names(span.callee).0 };
+        let to = if span.callee == 0 { peer.clone() } else { self.function(span.callee) };
         Node::Call(Call {
             span_id,
             trace_id: other_trace,
@@ -310,21 +315,6 @@ impl Assembler {
         })
     }
 
-    /// Function and sandbox of a cgroup id.
-    pub(super) fn names(&self, cgroup_id: u64) -> (Arc<str>, Arc<str>) {
-        match self.sandboxes.get(&cgroup_id).and_then(|sandbox| sandbox.info.as_ref()) {
-            Some(info) => (info.function.clone(), info.path.clone()),
-            None => {
-                let name: Arc<str> = format!("cgroup:{cgroup_id}").into();
-                (name.clone(), name)
-            }
-        }
-    }
-
-    fn resource(&self, cgroup_id: u64) -> Option<Arc<Resource>> {
-        self.sandboxes.get(&cgroup_id)?.info.as_ref()?.resource.clone()
-    }
-
     fn wall(&self, at_ns: u64) -> Time {
         let wall = i128::from(at_ns) + i128::from(self.boot_to_wall_ns);
         Time(i64::try_from(wall.div_euclid(1000)).unwrap_or(i64::MAX))
@@ -341,22 +331,19 @@ impl Assembler {
     }
 
     /// Lets go of a span that was given out.
-    fn forget(&mut self, key: u32) {
-        let span = &self.spans[key as usize];
-        let (id, stray, registered, class) =
-            (span.id, (span.conn, span.sequence, span.id), span.registered, span.class);
-        if class == Class::Invocation {
-            if span.join == Join::No {
-                self.no_longer_waiting(key);
-            }
-        } else if span.join == Join::No {
-            self.forget_call_wire(key);
+    fn forget(&mut self, Remembered { key, id, class, registered, sought }: Remembered) {
+        if sought {
+            self.no_longer_sought(key);
         }
         if registered {
             let by_id = if class == Class::Invocation { &mut self.invocations } else { &mut self.calls };
-            by_id.remove(&id);
-        } else if self.strays.get(&stray) == Some(&key) {
-            self.strays.remove(&stray);
+            by_id.remove(id, key);
+        } else {
+            let span = &self.spans[key as usize];
+            let stray = (span.conn, span.sequence, id);
+            if self.strays.get(&stray) == Some(&key) {
+                self.strays.remove(&stray);
+            }
         }
         self.spans.remove(key as usize);
     }
@@ -364,7 +351,7 @@ impl Assembler {
 
 /// Peers by name. There are few of them, and a name costs more to make than all the rest of a call.
 #[derive(Debug, Default)]
-pub(super) struct Peers(Map<([u8; 16], u16), Arc<str>>);
+pub(super) struct Peers(Map<(u128, u16), Arc<str>>);
 
 impl Peers {
     /// Beyond so many all are forgotten: a scan of the network is not worth a better rule.
@@ -374,7 +361,10 @@ impl Peers {
         if self.0.len() >= Self::MAX {
             self.0.clear();
         }
-        self.0.entry((wire.remote, wire.remote_port)).or_insert_with(|| peer_name(wire).into()).clone()
+        self.0
+            .entry((u128::from_be_bytes(wire.remote), wire.remote_port))
+            .or_insert_with(|| peer_name(wire).into())
+            .clone()
     }
 }
 

@@ -11,6 +11,7 @@ use tracer_ebpf::record::{START_HEAD_CUT, START_INBOUND, Tag};
 
 use super::{
     Assembler,
+    index::Key as _,
     span::{Class, Join, NONE, PartOf, WireKey, mirror, same_netns},
 };
 
@@ -18,7 +19,7 @@ impl Assembler {
     /// Looks for the call that caused a new invocation.
     pub(super) fn find_call(&mut self, invocation: u32) -> Option<(u32, Join)> {
         let span = &self.spans[invocation as usize];
-        let tagged = if span.flags & START_INBOUND != 0 { self.calls.get(&span.parent).copied() } else { None };
+        let tagged = if span.flags & START_INBOUND != 0 { self.calls.get(span.parent, &self.spans) } else { None };
         // The exact mirror needs no second look-up: no other call can have that connection.
         if let Some(call) = tagged {
             let other = &self.spans[call as usize];
@@ -30,9 +31,9 @@ impl Assembler {
                 return Some((call, Join::Tag));
             }
         }
-        let wire = WireKey::new(Class::Invocation, &span.wire, span.sequence)
-            .and_then(|key| self.calls_by_wire.get(&key).copied())
-            .filter(|call| *call != NONE && self.joinable(*call, invocation, Join::Wire));
+        let wire = WireKey::known(span)
+            .and_then(|key| self.calls_by_wire.get(key, &self.spans))
+            .filter(|call| !self.spans[*call as usize].ambiguous && self.joinable(*call, invocation, Join::Wire));
         if span.polled.is_some() && wire.is_some() {
             // It came by a delivery; what it carries names the call that came to the front before.
             return wire.map(|call| (call, Join::Wire));
@@ -100,8 +101,7 @@ impl Assembler {
         {
             return Some((found, Join::Tag));
         }
-        let key = WireKey::new(Class::Call, &span.wire, span.sequence)?;
-        let found = self.unjoined_by_wire.get(&key).copied()?;
+        let found = self.unjoined_by_wire.get(WireKey::known(span)?, &self.spans)?;
         self.joinable(call, found, Join::Wire).then_some((found, Join::Wire))
     }
 
@@ -112,8 +112,8 @@ impl Assembler {
             Join::Tag => self.totals.joins.tag += 1,
             Join::Wire => self.totals.joins.wire += 1,
         }
-        self.no_longer_waiting(invocation);
-        self.forget_call_wire(call);
+        self.no_longer_sought(invocation);
+        self.no_longer_sought(call);
         self.spans[invocation as usize].join = by;
         self.spans[call as usize].join = by;
         self.spans[call as usize].callee = self.spans[invocation as usize].sandbox;
@@ -121,56 +121,62 @@ impl Assembler {
 
     /// Notes an invocation for calls that come after it.
     pub(super) fn wait(&mut self, invocation: u32) {
-        let span = &self.spans[invocation as usize];
+        let span = &mut self.spans[invocation as usize];
+        span.sought = true;
         if span.flags & START_INBOUND != 0 {
             // The first is enough: where several come with one parent, it is not the parent of one of our calls.
             self.waiting.entry(span.parent).or_insert(invocation);
         }
-        if let Some(key) = WireKey::new(Class::Invocation, &span.wire, span.sequence) {
-            self.unjoined_by_wire.insert(key, invocation);
+        if WireKey::known(span).is_some() {
+            self.unjoined_by_wire.put(invocation, &self.spans);
         }
     }
 
-    /// Takes an invocation out of the tables in which it waited.
-    pub(super) fn no_longer_waiting(&mut self, invocation: u32) {
+    /// Takes a span out of the tables in which it waited for the other end of its exchange.
+    pub(super) fn no_longer_sought(&mut self, key: u32) {
+        let span = &mut self.spans[key as usize];
+        if std::mem::take(&mut span.sought) {
+            if span.class == Class::Invocation { self.no_longer_waiting(key) } else { self.forget_call_wire(key) }
+        }
+    }
+
+    fn no_longer_waiting(&mut self, invocation: u32) {
         let span = &self.spans[invocation as usize];
         if span.flags & START_INBOUND != 0 && self.waiting.get(&span.parent) == Some(&invocation) {
             self.waiting.remove(&span.parent);
         }
-        if let Some(key) = WireKey::new(Class::Invocation, &span.wire, span.sequence)
-            && self.unjoined_by_wire.get(&key) == Some(&invocation)
-        {
-            self.unjoined_by_wire.remove(&key);
-        }
+        self.unjoined_by_wire.remove(WireKey::of(span), invocation);
     }
 
     /// Notes a call for invocations that come after it.
     pub(super) fn note_call_wire(&mut self, call: u32) {
-        let span = &self.spans[call as usize];
-        let Some(key) = WireKey::new(Class::Call, &span.wire, span.sequence) else { return };
-        let (wire, sandbox) = (span.wire, span.sandbox);
-        let entry = self.calls_by_wire.entry(key).or_insert(call);
-        if *entry == call || *entry == NONE {
+        let Some(key) = WireKey::known(&self.spans[call as usize]) else { return };
+        self.spans[call as usize].sought = true;
+        let Some(first) = self.calls_by_wire.get(key, &self.spans) else {
+            self.calls_by_wire.put(call, &self.spans);
+            return;
+        };
+        let (span, other) = (&self.spans[call as usize], &self.spans[first as usize]);
+        if other.ambiguous {
             return;
         }
-        let other = &self.spans[*entry as usize];
-        if other.sandbox == sandbox && same_netns(&other.wire, &wire) || other.ended {
+        if other.sandbox == span.sandbox && same_netns(&other.wire, &span.wire) || other.ended {
             // The ports were used again.
-            *entry = call;
+            self.calls_by_wire.put(call, &self.spans);
         } else {
             // Two live calls say that this connection is theirs; one of them is in a namespace made to look like it.
-            *entry = NONE;
+            self.spans[first as usize].ambiguous = true;
             self.totals.joins.ambiguous += 1;
         }
     }
 
-    /// Takes a call out of the table of connections.
-    pub(super) fn forget_call_wire(&mut self, call: u32) {
-        let span = &self.spans[call as usize];
-        if let Some(key) = WireKey::new(Class::Call, &span.wire, span.sequence)
-            && self.calls_by_wire.get(&key).is_some_and(|found| *found == call || *found == NONE)
+    fn forget_call_wire(&mut self, call: u32) {
+        let key = WireKey::of(&self.spans[call as usize]);
+        if let Some(found) = self.calls_by_wire.get(key, &self.spans)
+            && (found == call || self.spans[found as usize].ambiguous)
         {
-            self.calls_by_wire.remove(&key);
+            self.spans[found as usize].ambiguous = false;
+            self.calls_by_wire.remove(key, found);
         }
     }
 

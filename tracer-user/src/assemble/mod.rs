@@ -12,11 +12,16 @@
 mod birth;
 mod clues;
 mod emit;
+mod end;
+mod forest;
 mod guess;
+mod index;
 mod join;
 mod runtime;
+mod sandboxes;
 mod span;
 mod standing;
+mod start;
 mod totals;
 mod units;
 
@@ -27,22 +32,18 @@ mod rules;
 #[cfg(test)]
 pub(crate) mod trees;
 
-use std::{collections::VecDeque, sync::Arc};
+use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 use slab::Slab;
-use tracer_ebpf::record::{
-    Body, End, Header, Kind, Reason, Record, Rule, START_FIRST, START_POLLED, Start, Tag, decode,
-};
+use tracer_ebpf::record::{Body, Kind, Record, decode};
 
-use crate::{
-    head::{Head, Keep},
-    path::{Channel, Line, Resource},
-};
-use birth::Birth;
+use crate::path::Line;
 pub(crate) use emit::peer_name;
-use guess::Hint;
-use span::{Class, DEPTH_MAX, Join, Map, NONE, PartOf, Span, Tree};
+use index::Index;
+use sandboxes::Sandbox;
+pub use sandboxes::SandboxInfo;
+use span::{Class, Map, Remembered, Span, Tree, WireKey};
 pub use standing::{Standing, What};
 pub use totals::{Joins, Records, Totals};
 
@@ -85,40 +86,6 @@ impl Default for Config {
     }
 }
 
-/// What is known of a sandbox from outside the records.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SandboxInfo {
-    /// The function's name.
-    pub function: Arc<str>,
-    /// The path below the cgroup v2 root.
-    pub path: Arc<str>,
-    /// What else is known of it.
-    pub resource: Option<Arc<Resource>>,
-}
-
-/// Sandboxes whose names are kept after they are gone, for paths that are still to be given out.
-const GONE_MAX: usize = 4096;
-/// Sandboxes whose names are kept at all.
-const SANDBOXES_MAX: usize = 1 << 17;
-
-#[derive(Debug, Default)]
-struct Sandbox {
-    info: Option<SandboxInfo>,
-    /// If that was seen.
-    birth: Option<Birth>,
-    gone: bool,
-    /// A runtime that is ready for its first invocation.
-    ready: Option<Ready>,
-}
-
-/// A runtime that polls, and has asked for its first invocation. Times are CLOCK_MONOTONIC, ns.
-#[derive(Clone, Copy, Debug)]
-struct Ready {
-    pid: u32,
-    began_ns: u64,
-    at_ns: u64,
-}
-
 /// Records in, paths out.
 #[derive(Debug)]
 pub struct Assembler {
@@ -136,16 +103,17 @@ pub struct Assembler {
     trees: Slab<Tree>,
     next_seq: u64,
     /// Calls by span id.
-    calls: Map<u64, u32>,
+    calls: Index<u64>,
     /// Invocations by span id.
-    invocations: Map<u64, u32>,
+    invocations: Index<u64>,
     /// Spans whose id another has, by connection, sequence and id.
     strays: Map<(u64, u32, u64), u32>,
-    /// Calls without an invocation; NONE where two claim the connection.
-    calls_by_wire: Map<span::WireKey, u32>,
+    /// Calls without an invocation.
+    calls_by_wire: Index<WireKey>,
     /// Invocations without a call, by the parent id that came in.
     waiting: Map<u64, u32>,
-    unjoined_by_wire: Map<span::WireKey, u32>,
+    /// All invocations without a call.
+    unjoined_by_wire: Index<WireKey>,
     /// Calls whose invocation has not been seen, by its id.
     orphans: Map<u64, Vec<u32>>,
     /// Index and seq of trees in order of age; may name trees that are no more.
@@ -155,7 +123,7 @@ pub struct Assembler {
     /// Deadline, index and seq of trees whose root has ended before the rest.
     settling: VecDeque<(u64, u32, u64)>,
     /// Spans that were given out, oldest first.
-    remembered: VecDeque<u32>,
+    remembered: VecDeque<Remembered>,
     /// Calls that are to be placed.
     guesses: guess::Guesses,
     /// Which unit of work made which call.
@@ -177,12 +145,12 @@ impl Assembler {
             spans: Slab::new(),
             trees: Slab::new(),
             next_seq: 0,
-            calls: Map::default(),
-            invocations: Map::default(),
+            calls: Index::default(),
+            invocations: Index::default(),
             strays: Map::default(),
-            calls_by_wire: Map::default(),
+            calls_by_wire: Index::default(),
             waiting: Map::default(),
-            unjoined_by_wire: Map::default(),
+            unjoined_by_wire: Index::default(),
             orphans: Map::default(),
             by_age: VecDeque::new(),
             ready: Vec::new(),
@@ -270,396 +238,5 @@ impl Assembler {
                 }
             }
         }
-    }
-
-    fn sandbox_entry(&mut self, cgroup_id: u64) -> Option<&mut Sandbox> {
-        if self.sandboxes.len() >= SANDBOXES_MAX && !self.sandboxes.contains_key(&cgroup_id) {
-            self.totals.sandboxes_full += 1;
-            return None;
-        }
-        Some(self.sandboxes.entry(cgroup_id).or_default())
-    }
-
-    fn born(&mut self, header: &Header, path: &[u8]) {
-        self.totals.records.count(Kind::SandboxBorn);
-        let fallback: Arc<str> = String::from_utf8_lossy(path).into();
-        if let Some(sandbox) = self.sandbox_entry(header.sandbox) {
-            if sandbox.gone {
-                *sandbox = Sandbox::default();
-            }
-            sandbox.birth = Some(Birth::new(header.at_ns));
-            let info = || SandboxInfo { function: fallback.clone(), path: fallback, resource: None };
-            sandbox.info.get_or_insert_with(info);
-        }
-    }
-
-    fn birth(&mut self, cgroup_id: u64) -> Option<&mut Birth> {
-        self.sandboxes.get_mut(&cgroup_id)?.birth.as_mut()
-    }
-
-    fn sandbox_gone(&mut self, header: &Header) {
-        self.totals.records.count(Kind::SandboxGone);
-        let Some(sandbox) = self.sandboxes.get_mut(&header.sandbox) else { return };
-        if !std::mem::replace(&mut sandbox.gone, true) {
-            self.gone.push_back(header.sandbox);
-        }
-        if self.gone.len() > GONE_MAX
-            && let Some(oldest) = self.gone.pop_front()
-            && self.sandboxes.get(&oldest).is_some_and(|sandbox| sandbox.gone)
-        {
-            self.sandboxes.remove(&oldest);
-        }
-    }
-
-    fn new_span(header: &Header, start: &Start, class: Class, head: Head) -> Span {
-        Span {
-            at_ns: header.at_ns,
-            end_ns: 0,
-            first_byte_ns: 0,
-            trace_id: start.context.trace_id,
-            path_trace_id: [0; 2],
-            id: start.context.span_id,
-            parent: start.parent,
-            above: 0,
-            conn: start.conn,
-            wire: start.wire,
-            sequence: start.sequence,
-            sandbox: header.sandbox,
-            callee: 0,
-            pid: header.pid,
-            tree: NONE,
-            first_child: NONE,
-            last_child: NONE,
-            next: NONE,
-            errno: 0,
-            per_mille: 0,
-            status: 0,
-            channel: None,
-            class,
-            depth: 0,
-            flags: start.flags,
-            rule: Rule::from_u8(start.rule).unwrap_or(Rule::None),
-            tag: Tag::from_u8(start.tag).unwrap_or(Tag::NoRequest),
-            reason: Reason::Complete,
-            join: Join::No,
-            ended: false,
-            handed_back: false,
-            cold: None,
-            registered: false,
-            unsampled: false,
-            head,
-            init_failed: false,
-            polled: None,
-        }
-    }
-
-    fn invocation_start(&mut self, header: &Header, start: &Start, head: &[u8]) {
-        self.totals.records.count(Kind::InvocationStart);
-        if self.is_duplicate(start, Class::Invocation) {
-            return;
-        }
-        self.make_room();
-        let polled = start.flags & START_POLLED != 0;
-        let request = if polled { &[] } else { head };
-        let parsed = Head::parse(request, Keep { query: self.config.query, host: false });
-        let mut span = Self::new_span(header, start, Class::Invocation, parsed);
-        if start.flags & START_FIRST != 0 {
-            let birth = self.sandboxes.get(&header.sandbox).and_then(|sandbox| sandbox.birth.as_ref());
-            span.cold = birth.map(|birth| Box::new(birth.until(start.wire.local_port)));
-        }
-        if polled {
-            self.polled(&mut span, head);
-        }
-        let key = self.insert(span);
-        match self.find_call(key) {
-            Some((call, by)) => {
-                self.join(call, key, by);
-                self.place(key, call);
-            }
-            None => {
-                self.plant(key, None, false);
-                self.wait(key);
-            }
-        }
-        self.watch_invocation(key, head);
-        self.unit_begins(key);
-        // Calls that came before the invocation that made them.
-        for call in self.orphans.remove(&start.context.span_id).unwrap_or_default() {
-            if self.spans[call as usize].sandbox == header.sandbox {
-                self.adopt(call, key);
-            }
-        }
-    }
-
-    fn call_start(&mut self, header: &Header, start: &Start, head: &[u8], class: Class) {
-        self.totals.records.count(if class == Class::Call { Kind::CallStart } else { Kind::OpaqueStart });
-        if self.is_duplicate(start, class) {
-            return;
-        }
-        self.make_room();
-        // A delivery's head is that of an answer.
-        let head = if start.tag == Tag::Polled as u8 { &[] } else { head };
-        let parsed = Head::parse(head, Keep { query: self.config.query, host: true });
-        let mut span = Self::new_span(header, start, class, parsed);
-        let hint = Hint::of(start);
-        if hint.is_some() {
-            (span.parent, span.rule) = (0, Rule::None);
-        }
-        let parent = span.parent;
-        self.totals.tags[span.tag as usize] += 1;
-        self.totals.rules[span.rule as usize] += 1;
-        let key = self.insert(span);
-        match self.invocations.get(&parent).copied() {
-            _ if parent == 0 => self.plant(key, None, false),
-            Some(parent) if self.spans[parent as usize].sandbox == header.sandbox => self.place(key, parent),
-            Some(_) => {
-                self.totals.foreign_parents += 1;
-                self.plant(key, None, true);
-            }
-            None => {
-                self.plant(key, None, true);
-                self.orphans.entry(parent).or_default().push(key);
-            }
-        }
-        self.watch_call(key, head, start, hint);
-        if class == Class::Opaque {
-            return;
-        }
-        match self.find_invocation(key) {
-            Some((invocation, by)) => {
-                self.join(key, invocation, by);
-                if self.spans[invocation as usize].given_out() {
-                    // It was printed as a root; now its place is known.
-                    self.spans[invocation as usize].above = start.context.span_id;
-                    self.give_out_again(invocation);
-                } else {
-                    self.adopt(invocation, key);
-                }
-            }
-            None => self.note_call_wire(key),
-        }
-    }
-
-    /// Whether the record repeats one that was taken in.
-    fn is_duplicate(&mut self, start: &Start, class: Class) -> bool {
-        let id = start.context.span_id;
-        let by_id = if class == Class::Invocation { &self.invocations } else { &self.calls };
-        let known = by_id.get(&id).is_some_and(|key| {
-            let span = &self.spans[*key as usize];
-            (span.conn, span.sequence, span.class) == (start.conn, start.sequence, class)
-        }) || self.strays.contains_key(&(start.conn, start.sequence, id));
-        self.totals.duplicates += u64::from(known);
-        known
-    }
-
-    /// Puts a span into the arena and makes it known by its id, unless the id is another's.
-    fn insert(&mut self, mut span: Span) -> u32 {
-        let (id, stray) = (span.id, (span.conn, span.sequence, span.id));
-        // An id that the application chose, and that an outside caller was heard to use, may be a replay of that.
-        let foreign = span.class == Class::Call && span.tag == Tag::Kept && self.waiting.contains_key(&id);
-        let by_id = if span.class == Class::Invocation { &mut self.invocations } else { &mut self.calls };
-        span.registered = id != 0 && !foreign && !by_id.contains_key(&id);
-        // Slab indexes stay far below 2^32: the table's bounds are counted in spans of 300 bytes.
-        if span.registered {
-            let key = self.spans.insert(span) as u32;
-            by_id.insert(id, key);
-            key
-        } else {
-            self.totals.joins.refused += 1;
-            let key = self.spans.insert(span) as u32;
-            self.strays.insert(stray, key);
-            key
-        }
-    }
-
-    /// Makes a span the root of a new tree.
-    fn plant(&mut self, key: u32, part_of: Option<PartOf>, orphan: bool) {
-        let span = &mut self.spans[key as usize];
-        let seq = self.next_seq;
-        self.next_seq += 1;
-        let tree = self.trees.insert(Tree {
-            seq,
-            root: key,
-            spans: 1,
-            open: u32::from(span.awaited()),
-            height: 0,
-            held: 0,
-            lost: self.totals.lost,
-            last_ns: span.at_ns,
-            part_of,
-            orphan,
-        }) as u32;
-        span.tree = tree;
-        span.above = part_of.map_or(0, |part| part.above);
-        self.totals.open += 1;
-        if self.by_age.len() > 2 * self.trees.len() + 64 {
-            let trees = &self.trees;
-            self.by_age.retain(|(tree, seq)| trees.get(*tree as usize).is_some_and(|tree| tree.seq == *seq));
-        }
-        self.by_age.push_back((tree, seq));
-    }
-
-    /// Puts a new span under another, or into a part of its own if that one was given out or lies too deep.
-    fn place(&mut self, key: u32, above: u32) {
-        let parent = &self.spans[above as usize];
-        if parent.given_out() || parent.depth >= DEPTH_MAX {
-            let part = self.part_of(above);
-            self.plant(key, Some(part), false);
-            return;
-        }
-        let (tree, depth, id) = (parent.tree, parent.depth + 1, parent.id);
-        let span = &mut self.spans[key as usize];
-        (span.tree, span.depth, span.above) = (tree, depth, id);
-        let (awaited, at_ns) = (u32::from(span.awaited()), span.at_ns);
-        let tree = &mut self.trees[tree as usize];
-        tree.spans += 1;
-        tree.open += awaited;
-        tree.height = tree.height.max(depth);
-        tree.last_ns = tree.last_ns.max(at_ns);
-        self.totals.open += 1;
-        self.link(key, above);
-    }
-
-    /// Puts a tree, by its root, under a span that came after it.
-    fn adopt(&mut self, root: u32, above: u32) {
-        let (from, parent) = (self.spans[root as usize].tree, &self.spans[above as usize]);
-        let Some(tree) = self.trees.get(from as usize) else { return };
-        if tree.root != root || from == parent.tree {
-            return;
-        }
-        if parent.given_out() || parent.depth + tree.height >= DEPTH_MAX {
-            let part = self.part_of(above);
-            self.spans[root as usize].above = part.above;
-            let tree = &mut self.trees[from as usize];
-            (tree.part_of, tree.orphan) = (Some(part), false);
-            return;
-        }
-        let (into, depth, id) = (parent.tree, parent.depth + 1, parent.id);
-        let moved = self.trees.remove(from as usize);
-        let tree = &mut self.trees[into as usize];
-        tree.spans += moved.spans;
-        tree.open += moved.open;
-        tree.held += moved.held;
-        tree.height = tree.height.max(depth + moved.height);
-        tree.last_ns = tree.last_ns.max(moved.last_ns);
-        tree.lost = tree.lost.min(moved.lost);
-        self.spans[root as usize].above = id;
-        let mut below = vec![root];
-        while let Some(key) = below.pop() {
-            let span = &mut self.spans[key as usize];
-            span.tree = into;
-            span.depth += depth;
-            let mut child = span.first_child;
-            while child != NONE {
-                below.push(child);
-                child = self.spans[child as usize].next;
-            }
-        }
-        self.link(root, above);
-        self.check_ready(into);
-    }
-
-    /// Puts a span among its parent's children, in order.
-    fn link(&mut self, key: u32, above: u32) {
-        let order = self.spans[key as usize].order();
-        let (mut before, mut after) = (self.spans[above as usize].last_child, NONE);
-        if before != NONE && self.spans[before as usize].order() > order {
-            (before, after) = (NONE, self.spans[above as usize].first_child);
-            while after != NONE && self.spans[after as usize].order() < order {
-                (before, after) = (after, self.spans[after as usize].next);
-            }
-        }
-        self.spans[key as usize].next = after;
-        match before {
-            NONE => self.spans[above as usize].first_child = key,
-            before => self.spans[before as usize].next = key,
-        }
-        if after == NONE {
-            self.spans[above as usize].last_child = key;
-        }
-    }
-
-    fn end(&mut self, header: &Header, end: &End, class: Class) {
-        self.totals.records.count(match class {
-            Class::Invocation => Kind::InvocationEnd,
-            Class::Call => Kind::CallEnd,
-            Class::Opaque => Kind::OpaqueEnd,
-        });
-        self.ends(header, end, class);
-    }
-
-    fn ends(&mut self, header: &Header, end: &End, class: Class) {
-        let by_id = if class == Class::Invocation { &self.invocations } else { &self.calls };
-        let stray = self.strays.get(&(end.conn, end.sequence, end.span));
-        let key = by_id.get(&end.span).into_iter().chain(stray).copied().find(|key| self.fits(*key, end, class));
-        let Some(key) = key else {
-            self.totals.ends_unknown += 1;
-            return;
-        };
-        let span = &mut self.spans[key as usize];
-        if span.ended {
-            self.totals.ends_duplicate += 1;
-            return;
-        }
-        self.totals.ends_matched += 1;
-        span.ended = true;
-        span.end_ns = header.at_ns;
-        if span.pid == 0 {
-            // A request is taken in before anybody has read it; who did is known by the end.
-            span.pid = header.pid;
-        }
-        span.first_byte_ns = end.first_byte_ns;
-        span.status = end.status;
-        span.errno = end.errno;
-        span.channel = Channel::of(end).filter(|_| class != Class::Invocation);
-        // A reason of a newer kernel half tells that something is wrong, not what.
-        span.reason = Reason::from_u8(end.reason).unwrap_or(Reason::Missed);
-        if class == Class::Invocation {
-            self.unit_ends(key, header);
-        }
-        let span = &self.spans[key as usize];
-        if span.given_out() {
-            self.give_out_again(key);
-            return;
-        }
-        let (tree, awaited) = (span.tree, u32::from(span.awaited()));
-        let delivery = (class == Class::Invocation && span.reason == Reason::Exited).then_some(span.above);
-        let entry = &mut self.trees[tree as usize];
-        entry.open -= awaited;
-        entry.last_ns = entry.last_ns.max(header.at_ns);
-        if entry.open > 0 && entry.root == key {
-            let seq = entry.seq;
-            self.settle(tree, seq);
-        }
-        self.check_ready(tree);
-        if let Some(delivery) = delivery {
-            self.undelivered(delivery, header, end);
-        }
-    }
-
-    fn fits(&self, key: u32, end: &End, class: Class) -> bool {
-        let span = &self.spans[key as usize];
-        (span.conn, span.sequence, span.class) == (end.conn, end.sequence, class)
-    }
-
-    fn check_ready(&mut self, tree: u32) {
-        let entry = &self.trees[tree as usize];
-        if entry.open == 0 && entry.held == 0 && self.spans[entry.root as usize].ended {
-            let entry = (tree, entry.seq);
-            if self.ready.len() > 2 * self.trees.len() + 64 {
-                let trees = &self.trees;
-                self.ready.retain(|(tree, seq)| trees.get(*tree as usize).is_some_and(|tree| tree.seq == *seq));
-                self.ready.dedup();
-            }
-            self.ready.push(entry);
-        }
-    }
-
-    fn settle(&mut self, tree: u32, seq: u64) {
-        if self.settling.len() > 2 * self.trees.len() + 64 {
-            let trees = &self.trees;
-            self.settling.retain(|(_, tree, seq)| trees.get(*tree as usize).is_some_and(|tree| tree.seq == *seq));
-        }
-        self.settling.push_back((self.now_ns.saturating_add(self.config.settle_ns), tree, seq));
     }
 }

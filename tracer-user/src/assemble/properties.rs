@@ -109,7 +109,7 @@ fn run(events: &[Event], config: Config, every: usize, lost: bool) -> (Assembler
     check(&assembler, config);
     assert_eq!(assembler.totals().open, 0);
     let mut sink = Ndjson::new(Vec::new());
-    lines.iter().for_each(|line| sink.object(line).unwrap());
+    lines.iter().for_each(|line| sink.line(line).unwrap());
     let bytes = sink.into_inner();
     let back: Vec<_> =
         String::from_utf8_lossy(&bytes).lines().map(|line| Line::parse(line).unwrap().unwrap()).collect();
@@ -325,7 +325,7 @@ fn throughput() {
             assemble += begin.elapsed();
             paths += lines.len() as u32;
             let begin = std::time::Instant::now();
-            lines.iter().for_each(|line| sink.object(line).unwrap());
+            lines.iter().for_each(|line| sink.line(line).unwrap());
             print += begin.elapsed();
             drop(lines);
             // The same ids again: nothing may be remembered of them.

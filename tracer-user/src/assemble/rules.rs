@@ -310,7 +310,7 @@ fn a_connection_that_two_namespaces_claim_joins_nothing_by_the_wire() {
 #[test]
 fn sandboxes_beyond_the_table_are_counted() {
     let mut run = Run::new();
-    for id in 0..=super::SANDBOXES_MAX as u64 {
+    for id in 0..=super::sandboxes::SANDBOXES_MAX as u64 {
         run.record(id, Body::SandboxBorn(b"/x"));
     }
     assert_eq!(run.assembler.totals().sandboxes_full, 1);

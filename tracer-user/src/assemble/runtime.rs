@@ -2,7 +2,12 @@
 
 use tracer_ebpf::record::{End, Header, Kind, Report, START_INBOUND, report};
 
-use super::{Assembler, Class, Ready, Span, birth::Begun};
+use super::{
+    Assembler,
+    birth::Begun,
+    sandboxes::Ready,
+    span::{Class, Span},
+};
 use crate::polled::{Polled, error_type};
 
 impl Assembler {
@@ -37,7 +42,7 @@ impl Assembler {
             }
             return;
         }
-        let Some(&key) = self.invocations.get(&told.span) else { return };
+        let Some(key) = self.invocations.get(told.span, &self.spans) else { return };
         let span = &mut self.spans[key as usize];
         if span.sandbox != header.sandbox || span.given_out() {
             return;
@@ -48,7 +53,7 @@ impl Assembler {
 
     /// The process that an invocation was handed to has ended: nobody else will tell that of the delivery.
     pub(super) fn undelivered(&mut self, delivery: u64, header: &Header, end: &End) {
-        let Some(&key) = self.calls.get(&delivery) else { return };
+        let Some(key) = self.calls.get(delivery, &self.spans) else { return };
         let span = &self.spans[key as usize];
         if !span.ended && !span.given_out() {
             let end = End { conn: span.conn, sequence: span.sequence, span: span.id, ..*end };

@@ -1,10 +1,10 @@
 //! The assembler's own form of spans and trees, and the keys by which they are found.
 
-use std::{collections::HashMap, net::Ipv6Addr};
+use std::collections::HashMap;
 
-use tracer_ebpf::record::{Reason, Rule, Tag, Wire};
+use tracer_ebpf::record::{Header, Reason, Rule, Start, Tag, Wire};
 
-use super::birth::Begun;
+use super::{birth::Begun, index::Key};
 use crate::{head::Head, path::Channel, polled::Polled};
 
 /// Span ids can be a tenant's choice, so the hash is seeded; nothing may depend on a map's order.
@@ -90,6 +90,10 @@ pub(super) struct Span {
     pub cold: Option<Box<Begun>>,
     /// It is in the map under its own id, and may be joined by it.
     pub registered: bool,
+    /// It is in the tables in which the other end of its exchange is looked for.
+    pub sought: bool,
+    /// Of a call that is in them: another claims the same connection.
+    pub ambiguous: bool,
     /// Once given out: whether its path was unsampled, so that what comes late is not printed either.
     pub unsampled: bool,
     pub head: Head,
@@ -100,6 +104,51 @@ pub(super) struct Span {
 }
 
 impl Span {
+    /// A span that nothing is known of but its start.
+    pub fn new(header: &Header, start: &Start, class: Class, head: Head) -> Self {
+        Self {
+            at_ns: header.at_ns,
+            end_ns: 0,
+            first_byte_ns: 0,
+            trace_id: start.context.trace_id,
+            path_trace_id: [0; 2],
+            id: start.context.span_id,
+            parent: start.parent,
+            above: 0,
+            conn: start.conn,
+            wire: start.wire,
+            sequence: start.sequence,
+            sandbox: header.sandbox,
+            callee: 0,
+            pid: header.pid,
+            tree: NONE,
+            first_child: NONE,
+            last_child: NONE,
+            next: NONE,
+            errno: 0,
+            per_mille: 0,
+            status: 0,
+            channel: None,
+            class,
+            depth: 0,
+            flags: start.flags,
+            rule: Rule::from_u8(start.rule).unwrap_or(Rule::None),
+            tag: Tag::from_u8(start.tag).unwrap_or(Tag::NoRequest),
+            reason: Reason::Complete,
+            join: Join::No,
+            ended: false,
+            handed_back: false,
+            cold: None,
+            registered: false,
+            sought: false,
+            ambiguous: false,
+            unsampled: false,
+            head,
+            init_failed: false,
+            polled: None,
+        }
+    }
+
     pub fn given_out(&self) -> bool {
         self.tree == NONE
     }
@@ -118,6 +167,18 @@ impl Span {
     pub fn awaited(&self) -> bool {
         self.class != Class::Opaque
     }
+}
+
+/// A span that was given out, and how to forget it: by then nobody has looked at the span itself for long.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Remembered {
+    pub key: u32,
+    pub id: u64,
+    pub class: Class,
+    /// As in [`Span`]; that does not change any more.
+    pub registered: bool,
+    /// As in [`Span`], when it was given out. It may be found since.
+    pub sought: bool,
 }
 
 /// The path that a part belongs to, which was given out before.
@@ -158,28 +219,39 @@ pub(super) struct WireKey {
     server: u128,
     /// Client port, server port, sequence.
     rest: u64,
-    /// Of loopback addresses, which each namespace has for itself; else 0.
+    /// Of loopback addresses, which each namespace has for itself; else one for all.
     netns: u64,
 }
 
 impl WireKey {
     /// `None` where the wire identifies nothing: no port, or loopback in a namespace that the kernel could not name.
-    pub fn new(class: Class, wire: &Wire, sequence: u32) -> Option<Self> {
-        let local = (u128::from_be_bytes(wire.local), wire.local_port);
-        let remote = (u128::from_be_bytes(wire.remote), wire.remote_port);
-        let netns = if loopback(wire.local) || loopback(wire.remote) { wire.netns } else { u64::MAX };
-        if wire.local_port == 0 || wire.remote_port == 0 || netns == 0 {
-            return None;
-        }
-        let (client, server) = if class == Class::Invocation { (remote, local) } else { (local, remote) };
-        let rest = u64::from(client.1) << 48 | u64::from(server.1) << 32 | u64::from(sequence);
-        Some(Self { client: client.0, server: server.0, rest, netns })
+    pub fn known(span: &Span) -> Option<Self> {
+        let key = Self::of(span);
+        (span.wire.local_port != 0 && span.wire.remote_port != 0 && key.netns != 0).then_some(key)
     }
 }
 
-fn loopback(address: [u8; 16]) -> bool {
-    let address = Ipv6Addr::from(address);
-    address.is_loopback() || address.to_ipv4_mapped().is_some_and(|v4| v4.is_loopback())
+impl Key for WireKey {
+    fn of(Span { class, wire, sequence, .. }: &Span) -> Self {
+        let local = (u128::from_be_bytes(wire.local), wire.local_port);
+        let remote = (u128::from_be_bytes(wire.remote), wire.remote_port);
+        let netns = if loopback(local.0) || loopback(remote.0) { wire.netns } else { u64::MAX };
+        let (client, server) = if *class == Class::Invocation { (remote, local) } else { (local, remote) };
+        let rest = u64::from(client.1) << 48 | u64::from(server.1) << 32 | u64::from(*sequence);
+        Self { client: client.0, server: server.0, rest, netns }
+    }
+}
+
+/// A span's own id.
+impl Key for u64 {
+    fn of(span: &Span) -> Self {
+        span.id
+    }
+}
+
+/// `::1`, or 127.0.0.0/8 mapped.
+fn loopback(address: u128) -> bool {
+    address == 1 || address >> 24 == 0x00ff_ff7f
 }
 
 /// Whether both ends are certainly in one network namespace, where a four-tuple has one meaning at a time.

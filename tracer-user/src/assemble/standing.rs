@@ -43,14 +43,14 @@ impl Assembler {
     /// Where a span stands. `None` if it was given out, or was never here under this id.
     pub fn standing(&self, what: What, id: SpanId) -> Option<Standing<'_>> {
         let by_id = if what == What::Invocation { &self.invocations } else { &self.calls };
-        let span = self.spans.get(*by_id.get(&id.0)? as usize)?;
+        let span = self.spans.get(by_id.get(id.0, &self.spans)? as usize)?;
         let tree = self.trees.get(span.tree as usize)?;
         let root = self.spans.get(tree.root as usize)?;
         let above = self.above(span);
         let function = match (span.class, span.callee) {
-            (Class::Invocation, _) => Some(self.names(span.sandbox).0),
+            (Class::Invocation, _) => Some(self.function(span.sandbox)),
             (_, 0) => None,
-            (_, callee) => Some(self.names(callee).0),
+            (_, callee) => Some(self.function(callee)),
         };
         Some(Standing {
             trace_id: TraceId(root.trace_id),
@@ -70,7 +70,7 @@ impl Assembler {
             Class::Invocation => &self.calls,
             Class::Call | Class::Opaque => &self.invocations,
         };
-        let above = self.spans.get(*by_id.get(&span.above)? as usize)?;
+        let above = self.spans.get(by_id.get(span.above, &self.spans)? as usize)?;
         (above.tree == span.tree).then_some(above)
     }
 }

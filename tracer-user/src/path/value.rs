@@ -32,15 +32,33 @@ fn text(digits: &[u8]) -> &str {
     str::from_utf8(digits).unwrap_or_default()
 }
 
+impl TraceId {
+    /// As in the output.
+    pub(crate) fn digits(self) -> [u8; 32] {
+        let [high, low] = self.0.map(digits);
+        let mut digits = [0; 32];
+        digits[..16].copy_from_slice(&high);
+        digits[16..].copy_from_slice(&low);
+        digits
+    }
+}
+
+impl SpanId {
+    /// As in the output.
+    pub(crate) fn digits(self) -> [u8; 16] {
+        digits(self.0)
+    }
+}
+
 impl fmt::Display for TraceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(text(self.0.map(digits).as_flattened()))
+        f.write_str(text(&self.digits()))
     }
 }
 
 impl fmt::Display for SpanId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(text(&digits(self.0)))
+        f.write_str(text(&self.digits()))
     }
 }
 
@@ -55,13 +73,13 @@ impl fmt::Display for Time {
 
 impl Serialize for TraceId {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(text(self.0.map(digits).as_flattened()))
+        serializer.serialize_str(text(&self.digits()))
     }
 }
 
 impl Serialize for SpanId {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(text(&digits(self.0)))
+        serializer.serialize_str(text(&self.digits()))
     }
 }
 

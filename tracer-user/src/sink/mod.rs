@@ -49,7 +49,7 @@ impl<W: Write> Sink<W> {
     pub fn line(&mut self, line: &Line) -> io::Result<()> {
         match self {
             Self::Tree(sink) => sink.line(line),
-            Self::Ndjson(sink) => sink.object(line),
+            Self::Ndjson(sink) => sink.line(line),
             Self::OtlpJson(sink) => sink.object(&otlp::Request(line)),
         }
     }

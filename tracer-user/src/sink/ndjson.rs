@@ -1,11 +1,13 @@
 //! One JSON object a line.
 
+mod line;
+
 use std::io::{self, Write};
 
 use serde::Serialize;
 use serde_json::ser::{Formatter, Serializer};
 
-use crate::text::is_harmful;
+use crate::{path::Line, text::is_harmful};
 
 /// Writes objects a line each. Each is handed to the writer in one piece, so a reader never sees half a line of ours
 /// in front of a pause.
@@ -24,7 +26,18 @@ impl<W: Write> Ndjson<W> {
     /// Writes one object.
     pub fn object<T: Serialize>(&mut self, object: &T) -> io::Result<()> {
         self.buffer.clear();
-        object.serialize(&mut Serializer::with_formatter(&mut self.buffer, Escaping))?;
+        serialize(object, &mut self.buffer)?;
+        self.end()
+    }
+
+    /// Writes a path or a part.
+    pub fn line(&mut self, line: &Line) -> io::Result<()> {
+        self.buffer.clear();
+        line::write(line, &mut self.buffer)?;
+        self.end()
+    }
+
+    fn end(&mut self) -> io::Result<()> {
         self.buffer.push(b'\n');
         self.writer.write_all(&self.buffer)
     }
@@ -38,6 +51,10 @@ impl<W: Write> Ndjson<W> {
     pub fn flush(&mut self) -> io::Result<()> {
         self.writer.flush()
     }
+}
+
+fn serialize<T: Serialize + ?Sized>(object: &T, out: &mut Vec<u8>) -> io::Result<()> {
+    object.serialize(&mut Serializer::with_formatter(out, Escaping)).map_err(io::Error::from)
 }
 
 /// Escapes what JSON allows but a terminal obeys: `fntrace run | cat` is a terminal, too.

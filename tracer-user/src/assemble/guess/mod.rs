@@ -421,7 +421,7 @@ impl Assembler {
 
     /// Hangs a call under the invocation that the kernel half believes it to be of.
     pub(super) fn believe(&mut self, call: u32, hint: Hint) {
-        let Some(maker) = self.invocations.get(&hint.maker.0).copied() else { return };
+        let Some(maker) = self.invocations.get(hint.maker.0, &self.spans) else { return };
         if hint.p >= self.config.infer_min && self.spans[maker as usize].sandbox == self.spans[call as usize].sandbox {
             self.hang(call, Place { key: maker, id: hint.maker.0 }, hint.p);
         }

@@ -62,16 +62,16 @@ impl Handing {
 impl Assembler {
     /// A thread has read the answer to a call, and wakes one that serves an invocation.
     pub(in crate::assemble) fn hands_back(&mut self, header: &Header, back: &HandBack) {
-        let (Some(call), Some(maker)) = (self.calls.get(&back.call), self.invocations.get(&back.span)) else { return };
-        let (call, maker) = (*call as usize, *maker);
-        let (made, span) = (&self.spans[call], &self.spans[maker as usize]);
+        let Some(call) = self.calls.get(back.call, &self.spans) else { return };
+        let Some(maker) = self.invocations.get(back.span, &self.spans) else { return };
+        let (made, span) = (&self.spans[call as usize], &self.spans[maker as usize]);
         if [made.sandbox, span.sandbox] != [header.sandbox; 2] {
             return;
         }
-        if std::mem::replace(&mut self.spans[call].handed_back, true) {
+        if std::mem::replace(&mut self.spans[call as usize].handed_back, true) {
             return;
         }
-        let (made, span) = (&self.spans[call], &self.spans[maker as usize]);
+        let (made, span) = (&self.spans[call as usize], &self.spans[maker as usize]);
         let fits = span.at_ns < made.at_ns;
         if self.units.handing.len() >= KNOWN {
             self.units.handing.clear();

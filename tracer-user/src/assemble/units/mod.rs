@@ -209,7 +209,7 @@ impl Assembler {
 
     /// An invocation begins to answer.
     pub(super) fn unit_answers(&mut self, header: &Header, answered: &Answered) {
-        let Some(key) = self.invocations.get(&answered.span).copied() else { return };
+        let Some(key) = self.invocations.get(answered.span, &self.spans) else { return };
         let span = &self.spans[key as usize];
         if let Some(learner) = self.units.learners.get_mut(&header.pid) {
             learner.answered(answered.span, answered.read_ns);
@@ -369,7 +369,7 @@ impl Assembler {
             return;
         }
         let ended_ns = |call: u64| {
-            let span = &self.spans[*self.calls.get(&call)? as usize];
+            let span = &self.spans[self.calls.get(call, &self.spans)? as usize];
             span.ended.then_some(span.end_ns)
         };
         match learner.verdict(ended_ns) {
