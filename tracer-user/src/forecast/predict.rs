@@ -1,11 +1,14 @@
 //! What is scored: the forecaster, and the baselines that it has to beat.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
-use super::{AsOf, Event, Forecaster};
+use super::{
+    AsOf, Event, Forecaster,
+    table::{mix, name_hash},
+};
 
 /// A call that a method expects within the horizon.
 #[derive(Clone, Debug)]
@@ -129,9 +132,10 @@ enum Context {
 /// A path that runs, as the counting methods see it.
 #[derive(Debug, Default)]
 struct Counted {
-    called: BTreeSet<Arc<str>>,
+    /// Hashes of the callees so far.
+    called: HashSet<u64>,
     /// What the next call is counted under.
-    context: Arc<str>,
+    context: u64,
     latest_us: i64,
 }
 
@@ -140,7 +144,7 @@ struct Counted {
 pub(super) struct Counting {
     by: Context,
     frozen: bool,
-    edges: HashMap<Arc<str>, Edges>,
+    edges: HashMap<u64, Edges>,
     live: HashMap<u64, Counted>,
 }
 
@@ -179,18 +183,17 @@ impl Predict for Counting {
         let before = self.live.remove(&path);
         if let Some(before) = before.as_ref().filter(|_| !self.frozen) {
             let gap_ms = at_us.saturating_sub(before.latest_us) as f32 / 1000.0;
-            self.edges.entry(Arc::clone(&before.context)).or_default().learn(callee, gap_ms);
+            self.edges.entry(before.context).or_default().learn(callee, gap_ms);
         }
         let Some(callee) = callee else { return };
         let mut path_now = before.unwrap_or_default();
         path_now.latest_us = at_us;
+        let name = name_hash(callee);
         path_now.context = match self.by {
-            Context::Last => Arc::from(callee),
-            Context::Set => {
-                path_now.called.insert(Arc::from(callee));
-                path_now.called.iter().map(|callee| format!("{callee}\n")).collect::<String>().into()
-            }
-            Context::None => Arc::default(),
+            Context::Last => name,
+            Context::Set if path_now.called.insert(name) => path_now.context.wrapping_add(mix(1, name)),
+            Context::Set => path_now.context,
+            Context::None => 0,
         };
         self.live.insert(path, path_now);
     }
