@@ -88,9 +88,12 @@ fn the_commands_that_read_paths_bear_nothing_and_rubbish() {
     for content in ["", "not json\n", "{\"fntrace\":1,\"type\":\"unknown\"}\n"] {
         std::fs::write(&file, content).unwrap();
         let path = file.to_str().unwrap();
-        for arguments in
-            [&["profile", path][..], &["forecast", "eval", path], &["replay", "--input", "call-trees", "--score", path]]
-        {
+        for arguments in [
+            &["profile", path][..],
+            &["forecast", "eval", path],
+            &["replay", "--input", "call-trees", "--score", path],
+            &["replay", path],
+        ] {
             let output = fntrace(arguments);
             let code = output.status.code();
             assert!(matches!(code, Some(0 | 1)), "{arguments:?} of {content:?}: {code:?} {}", text(&output.stderr));

@@ -273,3 +273,19 @@ pub fn asyncio() {
         assert!(20 * right >= 18 * all && 100 * wrong <= all, "{right} right, {wrong} wrong of {all}: {row:#?}");
     }
 }
+
+/// Python's ThreadPoolExecutor, eight at once: whom a worker wakes when it has the answer tells whose a call was. What the
+/// row begins with shows that this process hands results back.
+pub fn pool() {
+    let runtime = &runtimes::ALL[0];
+    let (driven, finished) =
+        measure(runtime, &[Shape::Retry, Shape::Pool], &[8], 200, "on").unwrap_or_else(|why| panic!("{why}"));
+    let rows = judge(driven, &finished);
+    table::head();
+    rows.iter().for_each(table::row);
+    assert_exact(&rows);
+    let row = &rows[1];
+    let (all, right, wrong) = (row.score.edges(), row.score.right(), row.score.wrong());
+    assert!(row.notes.is_empty() && row.score.missing == 0, "{row:#?}");
+    assert!(100 * right >= 95 * all && 100 * wrong <= all, "{right} right, {wrong} wrong of {all}: {row:#?}");
+}

@@ -46,6 +46,12 @@ fn the_edges_of_asyncio_are_right() {
     bench::asyncio();
 }
 
+/// The same of a pool of threads that works for whoever asks.
+#[test]
+fn the_edges_of_a_pool_are_right() {
+    bench::pool();
+}
+
 /// The whole of it, as `cargo xtask edges` runs it.
 #[test]
 #[ignore = "started by cargo xtask edges"]

@@ -30,6 +30,7 @@ mod life;
 mod loops;
 mod namespaces;
 mod paths;
+mod recording;
 mod sandbox;
 #[allow(dead_code, reason = "the checks in virtual machines use more of it")]
 mod shop;

@@ -104,6 +104,7 @@ fn written(found: &record::Record<'_>) -> Vec<u8> {
     match &found.body {
         Body::SandboxBorn(tail) | Body::SandboxExec(tail) => [header, tail].concat(),
         Body::Answered(answered) => [header, record::as_bytes(answered)].concat(),
+        Body::HandBack(back) => [header, record::as_bytes(back)].concat(),
         Body::UnitSought(sought, stack) => [header, record::as_bytes(sought), stack].concat(),
         Body::SandboxListens(listen) => [header, record::as_bytes(listen)].concat(),
         Body::SandboxGone => header.to_vec(),

@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use crate::{
     cgroup::Mount,
     demo::{self, DemoArgs, Tracing},
-    doctor, forecast, infer, profile,
+    doctor, forecast, profile, replay,
     run::{self, Output, Refusal, RunArgs, Tagging},
 };
 
@@ -26,6 +26,7 @@ Examples:
   fntrace doctor                            what this host supports, and the remedies
   fntrace run --cgroup /fns                 trace every function below a cgroup
   fntrace run --cgroup '/kubepods.slice/*/*' --format ndjson | jq .
+  fntrace run --cgroup /fns --record FILE   keep all that was seen; `fntrace replay FILE` prints it again
 
 Exit status: 0 done, 1 failed while running, 2 usage, 3 this host cannot run it.";
 
@@ -53,8 +54,8 @@ enum Command {
         #[command(subcommand)]
         what: Forecast,
     },
-    /// Put recorded traces through the inference of who made which call, and score it
-    Replay(infer::cli::Args),
+    /// Print the paths of a recorded run once more, or score the inference of who made which call
+    Replay(replay::Args),
     /// A function of the demo's shop
     #[command(hide = true)]
     DemoFunction {
@@ -95,7 +96,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Forecast { what: Forecast::Eval(args) } => {
             quiet(forecast::cli::run(&args, &mut std::io::stdout().lock()))
         }
-        Command::Replay(args) => quiet(infer::cli::run(&args, &mut std::io::stdout().lock())),
+        Command::Replay(args) => quiet(replay::run(&args)),
         Command::DemoFunction { name } => {
             single_threaded()?.block_on(demo::serve_function(&name)).map(|()| ExitCode::SUCCESS)
         }

@@ -24,6 +24,8 @@ pub mod name;
 pub mod path;
 pub mod polled;
 pub mod profile;
+pub mod recording;
+mod replay;
 pub mod run;
 mod signals;
 pub mod sink;

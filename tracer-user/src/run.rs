@@ -9,7 +9,7 @@ use std::{
     future::Future,
     io::{self, IsTerminal as _},
     os::fd::AsRawFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
@@ -26,7 +26,7 @@ pub use self::args::{Format, Output, RunArgs, Tagging};
 use self::naming::Naming;
 use crate::{
     agent::{self, Agent, Cidr, Plan, Records, TAG_TO},
-    assemble::{Assembler, Config},
+    assemble::Config,
     cgroup::{self, Mount, Selection},
     discover::Discovery,
     doctor::{self, Verdict},
@@ -36,6 +36,7 @@ use crate::{
     host::{self, SelfTest},
     name::{self, Identity, Names},
     profile,
+    recording::Recorder,
     signals::Signals,
     sink::{self, Sink, stats::Stats, tree::Look},
 };
@@ -219,7 +220,7 @@ fn how(plan: &Plan) -> String {
 /// The flow in user space, from the ring buffer to standard output.
 struct Flow {
     records: Records,
-    assembler: Assembler,
+    assembler: Recorder,
     sink: Sink<io::StdoutLock<'static>>,
     naming: Naming,
     discovery: Option<Discovery>,
@@ -237,14 +238,11 @@ struct Flow {
 impl Flow {
     fn new(args: &RunArgs, agent: &mut Agent, names: Names, discovery: Option<Discovery>) -> Result<Self> {
         let output = &args.output;
-        let terminal = io::stdout().is_terminal();
-        let tree = output.format.map_or(terminal, |format| format == Format::Tree);
-        let format = if tree {
-            let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-            sink::Format::Tree(Look { width: width(), colour })
-        } else {
-            sink::Format::Ndjson
-        };
+        let format = form(output.format);
+        if format == sink::Format::OtlpJson && output.forecast.forecast {
+            let remedy = "OpenTelemetry has no form for forecasts: --forecast takes --format ndjson or tree";
+            return Err(Refusal::Usage(remedy.to_owned()).into());
+        }
         let config = Config {
             settle_ns: output.settle.as_nanos() as u64,
             query: output.query,
@@ -266,14 +264,18 @@ impl Flow {
             profile::live::Live::start(file.clone()).map_err(unusable)
         });
         let profile = profile.transpose()?;
+        let assembler = Recorder::new(config, output.record.as_deref()).map_err(|error| {
+            let file = output.record.as_deref().unwrap_or_else(|| Path::new("")).display();
+            Refusal::Usage(format!("--record {file}: {error}"))
+        })?;
         let log = if output.verbose { agent.log().map(watch).transpose().context("watch the log")? } else { None };
         Ok(Self {
             records,
-            assembler: Assembler::new(config),
+            assembler,
             sink: Sink::new(format, io::stdout().lock()),
             naming: Naming::new(names),
             discovery,
-            stats_every: output.stats_every.or((!tree).then_some(STATS)),
+            stats_every: output.stats_every.or((format == sink::Format::Ndjson).then_some(STATS)),
             log,
             profile,
             forecast,
@@ -376,6 +378,7 @@ impl Flow {
             agent.note_unit_places(pid, places)?;
         }
         self.assembler.advance(monotonic_ns());
+        self.assembler.flush().context("write the recording")?;
         self.give_out()
     }
 
@@ -388,15 +391,14 @@ impl Flow {
         {
             found += 1;
             let Some(record) = record::decode(&item) else {
-                // Counts it.
-                assembler.read(&item);
+                assembler.record(&item, None);
                 continue;
             };
             naming.note(&record, assembler);
             if let (Some(governor), Body::SandboxGone) = (&mut *governor, record.body) {
                 governor.gone(record.header.sandbox);
             }
-            assembler.record(&record);
+            assembler.record(&item, Some(&record));
             if let (Some(discovery), Body::SandboxGone) = (&mut *discovery, record.body) {
                 discovery.gone(record.header.sandbox);
             }
@@ -478,8 +480,10 @@ impl Flow {
         self.assembler.lost(agent.lost()?);
         self.assembler.advance(monotonic_ns());
         self.assembler.finish();
+        let recorded = self.assembler.flush().context("write the recording");
         self.give_out()?;
         self.stats(agent)?;
+        recorded?;
         self.forecast.map_or(Ok(()), forecast::live::Live::end).context("write the forecast's model")?;
         self.profile.map_or(Ok(()), profile::live::Live::end).context("write the profile")
     }
@@ -539,6 +543,19 @@ fn monotonic_ns() -> u64 {
 
 fn boot_to_wall_ns() -> i64 {
     clock_ns(libc::CLOCK_REALTIME) - clock_ns(libc::CLOCK_MONOTONIC)
+}
+
+/// The form of output that was asked for, or what suits who reads it.
+pub(crate) fn form(asked: Option<Format>) -> sink::Format {
+    let terminal = io::stdout().is_terminal();
+    match asked.unwrap_or(if terminal { Format::Tree } else { Format::Ndjson }) {
+        Format::Tree => {
+            let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+            sink::Format::Tree(Look { width: width(), colour })
+        }
+        Format::Ndjson => sink::Format::Ndjson,
+        Format::OtlpJson => sink::Format::OtlpJson,
+    }
 }
 
 /// Columns of the terminal; 100 where there is none.

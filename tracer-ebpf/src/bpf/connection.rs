@@ -78,6 +78,11 @@ pub struct Connection {
     pub connect_ns: u64,
     /// The invocation that made the last call on this connection; 0 if nobody knows.
     pub caller: u64,
+    /// That call's span, if user space is to know who reads the answer; 0 otherwise.
+    pub asks: u64,
+    /// The thread that made it; 0 if the hook could not tell.
+    pub asks_tid: u32,
+    pub pad5: u32,
     pub connect_rule: u8,
     /// And how far it can be believed: see [`crate::attribution::Parent`].
     pub connect_flags: u8,
@@ -133,6 +138,7 @@ impl Connection {
         self.first_byte_ns = 0;
         self.pid = 0;
         self.caller = 0;
+        self.asks = 0;
         self.read_ns = 0;
         self.retransmits = 0;
         self.polled_span = 0;

@@ -14,7 +14,7 @@ use aya_ebpf::helpers::{
 use core::{ffi::c_void, ptr};
 use tracer_ebpf::{
     counter::Counter,
-    record::{Answered, Header, Kind, Rule, STACK, START_WEAK, Sought, place, sought},
+    record::{Answered, HandBack, Header, Kind, Rule, STACK, START_WEAK, Sought, place, sought},
 };
 
 use crate::{
@@ -55,6 +55,12 @@ struct AnsweredRecord {
     answered: Answered,
 }
 
+#[repr(C)]
+struct HandBackRecord {
+    header: Header,
+    back: HandBack,
+}
+
 #[inline(always)]
 fn header(kind: Kind, sandbox: u64, pid: u32) -> Header {
     // SAFETY: the helper has no arguments.
@@ -74,7 +80,7 @@ unsafe fn tell(record: *mut c_void, len: usize) {
 
 /// The process's entry in [`UNITS`], made for a call if there is none.
 #[inline(always)]
-fn place_of(pid: u32, what: u32) -> Option<Value<Place>> {
+fn place_of(pid: u32, what: u16) -> Option<Value<Place>> {
     // SAFETY: a map look-up.
     let found = UNITS.get_ptr_mut(pid).and_then(|found| unsafe { Value::<Place>::new(found) });
     if found.is_none() && what == sought::CALLS {
@@ -107,7 +113,9 @@ extern "C" fn note_answer(connection: *mut Connection, tid: u32, pid: u32, span:
     }
     // First: user space notes with it what the answer tells.
     if takes_one(&found) {
-        show_stack(sp, sandbox, span, u64::from(pid) << 32 | u64::from(tid), sought::ANSWERS);
+        show_stack(&found, sp, sandbox, span, u64::from(pid) << 32 | u64::from(tid), sought::ANSWERS);
+    } else if found.at.load() == place::SOUGHT {
+        return 0;
     }
     let mut record = AnsweredRecord {
         header: header(Kind::Answered, sandbox, pid),
@@ -139,7 +147,7 @@ fn unit(to: &mut [u64; 2], task: Task, sandbox: u64, span: u64) {
     }
     let Some(found) = found else { return };
     if takes_one(&found) {
-        show_stack(sp, sandbox, span, u64::from(task.pid) << 32 | u64::from(task.tid), sought::CALLS);
+        show_stack(&found, sp, sandbox, span, u64::from(task.pid) << 32 | u64::from(task.tid), sought::CALLS);
     }
     // SAFETY: the caller's words.
     unsafe { read_unit(&found, sp, to.as_mut_ptr()) };
@@ -194,10 +202,31 @@ pub fn hands_unit(by: Task, from: &Thread, woken: Task, to: &mut [u64; 2]) {
     let Some(found) = UNITS.get_ptr_mut(by.pid).and_then(|found| unsafe { Value::<Place>::new(found) }) else { return };
     if takes_one(&found) {
         let task = u64::from(by.pid) << 32 | u64::from(woken.tid);
-        show_stack(from.wait_sp, from.sandbox, 0, task, sought::HANDS);
+        show_stack(&found, from.wait_sp, from.sandbox, 0, task, sought::HANDS);
     }
     // SAFETY: the caller's words, in a map value.
     unsafe { read_unit(&found, from.wait_sp, to.as_mut_ptr()) };
+}
+
+/// `by`, which is current and has read the whole answer to `call`, wakes a thread that serves the invocation `span` and has
+/// waited.
+#[inline(always)]
+pub fn hands_back(sandbox: u64, span: u64, call: u64, by: Task) {
+    if INFERS.load() == 0 {
+        return;
+    }
+    let mut record = HandBackRecord {
+        header: header(Kind::HandBack, sandbox, by.pid),
+        back: HandBack { span, call, tid: by.tid, pad: 0 },
+    };
+    // SAFETY: the record's own size.
+    unsafe { tell((&raw mut record).cast(), size_of::<HandBackRecord>()) };
+}
+
+/// The process runs another program from here on, which shows its units elsewhere.
+#[inline(always)]
+pub fn forget(pid: u32) {
+    let _ = UNITS.remove(pid);
 }
 
 /// Whether it is known, or sought, where the units of a process show.
@@ -214,7 +243,7 @@ fn takes_one(found: &Place) -> bool {
 }
 
 #[inline(always)]
-fn show_stack(sp: u64, sandbox: u64, span: u64, task: u64, what: u32) {
+fn show_stack(found: &Place, sp: u64, sandbox: u64, span: u64, task: u64, what: u16) {
     const BYTES: usize = size_of::<SoughtRecord>();
     // SAFETY: a ring buffer, and a size that the verifier knows.
     let record = unsafe { bpf_ringbuf_reserve((&raw const RECORDS).cast_mut().cast(), BYTES as u64, 0) };
@@ -229,7 +258,8 @@ fn show_stack(sp: u64, sandbox: u64, span: u64, task: u64, what: u32) {
     unsafe {
         (*record).header = header(Kind::UnitSought, sandbox, (task >> 32) as u32);
         (*record).header.tail_len = STACK as u16;
-        (*record).sought = Sought { span, tid: task as u32, what };
+        let is_new = (found.at.load() == place::SOUGHT) as u16;
+        (*record).sought = Sought { span, tid: task as u32, what, is_new };
         bpf_probe_read_user((&raw mut (*record).stack).cast(), STACK as u32, from as *const _);
         bpf_ringbuf_submit(record.cast(), 1);
     }
@@ -251,6 +281,7 @@ extern "C" fn note_call(scratch: *mut Scratch, connection: *mut Connection) -> u
         return 0;
     };
     let ordinal = connection.requests.wrapping_sub(1);
+    connection.asks = 0;
     if INFERS.load() == 0 || *connection.silent(ordinal) == 1 {
         return 0;
     }
@@ -264,8 +295,11 @@ extern "C" fn note_call(scratch: *mut Scratch, connection: *mut Connection) -> u
     let task = sender(&connection, scratch.sends == 1);
     let start = scratch.start();
     start.tid = task.tid;
+    connection.asks = span;
+    connection.asks_tid = task.tid;
     if task.is_known() {
         unit(&mut start.unit, task, sandbox, span);
+        attribution::asks(task);
     }
     0
 }

@@ -317,7 +317,7 @@ impl Scratch {
             // See `births`.
             Kind::SandboxExec | Kind::SandboxListens => 0,
             // See `facts`.
-            Kind::UnitSought | Kind::Answered => 0,
+            Kind::UnitSought | Kind::Answered | Kind::HandBack => 0,
             Kind::InvocationStart | Kind::CallStart | Kind::OpaqueStart => size_of::<Start>() as u64,
             Kind::InvocationEnd | Kind::CallEnd | Kind::OpaqueEnd => size_of::<End>() as u64,
             Kind::RuntimeReport => size_of::<Report>() as u64,

@@ -29,6 +29,7 @@ pub(crate) mod trees;
 
 use std::{collections::VecDeque, sync::Arc};
 
+use serde::{Deserialize, Serialize};
 use slab::Slab;
 use tracer_ebpf::record::{
     Body, End, Header, Kind, Reason, Record, Rule, START_FIRST, START_POLLED, Start, Tag, decode,
@@ -46,7 +47,7 @@ pub use standing::{Standing, What};
 pub use totals::{Joins, Records, Totals};
 
 /// How the assembler works.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Config {
     /// How long a path waits for open parts after its root has ended, in ns.
     pub settle_ns: u64,
@@ -254,6 +255,10 @@ impl Assembler {
                 self.totals.records.count(Kind::Answered);
                 self.unit_answers(header, &answered);
             }
+            Body::HandBack(back) => {
+                self.totals.records.count(Kind::HandBack);
+                self.hands_back(header, &back);
+            }
             Body::UnitSought(sought, stack) => {
                 self.totals.records.count(Kind::UnitSought);
                 self.unit_sought(header, &sought, stack);
@@ -338,6 +343,7 @@ impl Assembler {
             reason: Reason::Complete,
             join: Join::No,
             ended: false,
+            handed_back: false,
             cold: None,
             registered: false,
             unsampled: false,

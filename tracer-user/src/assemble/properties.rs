@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 use tracer_ebpf::{
-    record::{Answered, Body, End, Header, Kind, Listen, Record, Report, Sought, Start, Wire},
+    record::{Answered, Body, End, HandBack, Header, Kind, Listen, Record, Report, Sought, Start, Wire},
     traceparent::Context,
 };
 
@@ -241,7 +241,7 @@ fn hostile() -> impl Strategy<Value = (Header, Body<'static>)> {
         },
     );
     let at = prop_oneof![0..50u64, Just(0), Just(u64::MAX)];
-    let kinds = prop_oneof![1..10u16, 16..20u16];
+    let kinds = prop_oneof![1..10u16, 16..21u16];
     (at, 0..3u64, kinds, start, end, heads).prop_map(|(at_ns, sandbox, kind, start, end, head)| {
         let header = Header { at_ns, sandbox, kind, tail_len: head.len() as u16, pid: 1 };
         let body = match Kind::from_u16(kind).unwrap() {
@@ -259,7 +259,8 @@ fn hostile() -> impl Strategy<Value = (Header, Body<'static>)> {
             }
             Kind::SandboxExec => Body::SandboxExec(head),
             Kind::SandboxListens => Body::SandboxListens(Listen { port: 80, pad: [0; 6] }),
-            Kind::UnitSought => Body::UnitSought(Sought { span: end.span, tid: 1, what: end.status.into() }, head),
+            Kind::HandBack => Body::HandBack(HandBack { span: end.span, call: end.conn, tid: 1, pad: 0 }),
+            Kind::UnitSought => Body::UnitSought(Sought { span: end.span, tid: 1, what: end.status, is_new: 0 }, head),
             Kind::Answered => Body::Answered(Answered {
                 span: end.span,
                 read_ns: end.first_byte_ns,

@@ -84,6 +84,8 @@ pub(super) struct Span {
     /// Of an invocation: how it found its call. Of a call: how its invocation found it.
     pub join: Join,
     pub ended: bool,
+    /// Of a call: a thread has been woken because the answer was in. What wakes another one later has another reason.
+    pub handed_back: bool,
     /// Of the first request of a sandbox that was made while the agent watched: how that started.
     pub cold: Option<Box<Begun>>,
     /// It is in the map under its own id, and may be joined by it.

@@ -90,6 +90,8 @@ pub struct Records {
     pub unit_sought: u64,
     /// [`Kind::Answered`].
     pub answered: u64,
+    /// [`Kind::HandBack`].
+    pub hand_back: u64,
 }
 
 /// How calls found the invocation that they caused, and why some did not.
@@ -129,7 +131,7 @@ impl Records {
     /// All of them.
     pub fn sum(&self) -> u64 {
         let sandboxes = self.sandbox_born + self.sandbox_gone + self.sandbox_exec + self.sandbox_listens;
-        let facts = self.unit_sought + self.answered;
+        let facts = self.unit_sought + self.answered + self.hand_back;
         sandboxes + facts + self.runtime_report + self.starts() + self.ends()
     }
 
@@ -158,6 +160,7 @@ impl Records {
             Kind::SandboxListens => &mut self.sandbox_listens,
             Kind::UnitSought => &mut self.unit_sought,
             Kind::Answered => &mut self.answered,
+            Kind::HandBack => &mut self.hand_back,
         } += 1;
     }
 }

@@ -154,6 +154,7 @@ impl Live {
             | Body::SandboxListens(_)
             | Body::UnitSought(..)
             | Body::Answered(_)
+            | Body::HandBack(_)
             | Body::RuntimeReport(..) => return,
         };
         self.due.push(Due { span: SpanId(span), at_ns: record.header.at_ns, moment });

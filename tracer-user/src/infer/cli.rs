@@ -3,38 +3,18 @@
 use std::{io::Write, path::PathBuf};
 
 use anyhow::{Context as _, ensure};
-use clap::ValueEnum;
 use serde::Serialize;
 
 use super::{Config, calltrees, score};
 
-/// What the files hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Input {
-    /// A trace with true parents a line, gzip or plain.
-    CallTrees,
-}
-
-/// Replay recorded traces through inference.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Args {
-    /// What the files hold
-    #[arg(long, value_enum)]
-    pub input: Input,
-    /// The files, gzip or plain
-    #[arg(required = true, value_name = "FILE")]
-    pub files: Vec<PathBuf>,
-    /// Hide which invocation made which call, infer it from timing and order alone, and compare
-    #[arg(long, required = true)]
-    pub score: bool,
-    /// Divide the gaps between the starts of traces by N, so that requests overlap as they do under load
-    #[arg(long, value_name = "N", default_value_t = 1.0)]
+/// How to score.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// The gaps between the starts of traces are divided by this.
     pub compress: f64,
-    /// Decide as soon as so many spans are waiting
-    #[arg(long, value_name = "SPANS", default_value_t = 1 << 18)]
+    /// It is decided as soon as so many spans are waiting.
     pub window: usize,
-    /// One JSON object per file
-    #[arg(long)]
+    /// One JSON object per file.
     pub json: bool,
 }
 
@@ -62,24 +42,24 @@ struct Line<'a> {
 /// # Errors
 ///
 /// If a file cannot be read, or the output not be written.
-pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<()> {
-    ensure!(args.compress.is_finite() && args.compress > 0.0, "--compress takes a number above 0");
-    let options = score::Options { config: Config::default(), window: args.window, ..score::Options::default() };
-    for path in &args.files {
+pub fn score(files: &[PathBuf], options: &Options, out: &mut dyn Write) -> anyhow::Result<()> {
+    let Options { compress, window, json } = *options;
+    ensure!(compress.is_finite() && compress > 0.0, "--compress takes a number above 0");
+    let options = score::Options { config: Config::default(), window, ..score::Options::default() };
+    for path in files {
         let mut traces = calltrees::read(path)?;
-        calltrees::compress(&mut traces, args.compress);
+        calltrees::compress(&mut traces, compress);
         let score = score::score(&traces, &options);
-        let written = if args.json {
+        let written = if json {
             let file = path.display().to_string();
-            let line = Line { fntrace: 1, kind: "score", file, compress: args.compress, score: &score };
+            let line = Line { fntrace: 1, kind: "score", file, compress, score: &score };
             serde_json::to_writer(&mut *out, &line).map_err(std::io::Error::from).and_then(|()| writeln!(out))
         } else {
-            writeln!(out, "{}, compressed {} times", path.display(), args.compress)
-                .and_then(|()| writeln!(out, "{score}"))
+            writeln!(out, "{}, compressed {compress} times", path.display()).and_then(|()| writeln!(out, "{score}"))
         };
         written.context("cannot write the score")?;
     }
-    if !args.json {
+    if !json {
         write!(out, "{NOTE}").context("cannot write the score")?;
     }
     Ok(())

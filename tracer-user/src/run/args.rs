@@ -82,6 +82,11 @@ pub struct Output {
     #[arg(long, value_name = "FILE")]
     pub profile: Option<PathBuf>,
 
+    /// Write all that the kernel half tells to this file, for `fntrace replay`. It holds heads of requests with all their
+    /// fields, environments and parts of stacks: it is made for its owner alone to read.
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+
     #[command(flatten)]
     pub forecast: forecast::live::Args,
 
@@ -121,6 +126,8 @@ pub enum Format {
     Tree,
     /// For programs: one JSON object a line.
     Ndjson,
+    /// For OpenTelemetry's Collector: one ExportTraceServiceRequest a line; counts go to standard error.
+    OtlpJson,
 }
 
 /// When to tag.

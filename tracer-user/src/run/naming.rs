@@ -6,9 +6,10 @@ use tokio::{task::spawn_blocking, time::timeout};
 use tracer_ebpf::record::{Body, Record};
 
 use crate::{
-    assemble::{Assembler, SandboxInfo},
+    assemble::SandboxInfo,
     name::{self, Identity, Names, Said},
     path::Resource,
+    recording::Recorder,
 };
 
 /// Finding a name looks into files that a tenant may make slow. The paths do not wait for that.
@@ -52,7 +53,7 @@ impl Naming {
     }
 
     /// Takes in a record, before the assembler does.
-    pub fn note(&mut self, record: &Record<'_>, assembler: &mut Assembler) {
+    pub fn note(&mut self, record: &Record<'_>, assembler: &mut Recorder) {
         let sandbox = record.header.sandbox;
         match record.body {
             Body::SandboxBorn(path) => {
@@ -90,7 +91,7 @@ impl Naming {
     /// Finds out what this batch of records has made due, before its paths are given out. Soon after the record of a program
     /// that started, for the runtime's files go with the container; and again once it works for a request.
     /// `hear` is told who each of them is.
-    pub async fn find(&mut self, assembler: &mut Assembler, mut hear: impl FnMut(u64, &str, &Identity)) {
+    pub async fn find(&mut self, assembler: &mut Recorder, mut hear: impl FnMut(u64, &str, &Identity)) {
         for sandbox in std::mem::take(&mut self.due) {
             let Some(known) = self.known.get_mut(&sandbox) else { continue };
             known.due = false;

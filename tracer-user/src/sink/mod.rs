@@ -1,6 +1,7 @@
 //! Where finished paths go: one module for each form of output.
 
 pub mod ndjson;
+pub mod otlp;
 pub mod stats;
 pub mod tree;
 
@@ -18,6 +19,8 @@ pub enum Format {
     Tree(Look),
     /// For programs: one JSON object a line.
     Ndjson,
+    /// For OpenTelemetry: one export request a line. Nothing else is on standard output then: counts go to standard error.
+    OtlpJson,
 }
 
 /// Writes lines in the form that was chosen. Errors of the writer come back as they are, so that the caller can tell a
@@ -28,6 +31,8 @@ pub enum Sink<W> {
     Tree(Tree<W>),
     /// See [`Format::Ndjson`].
     Ndjson(Ndjson<W>),
+    /// See [`Format::OtlpJson`].
+    OtlpJson(Ndjson<W>),
 }
 
 impl<W: Write> Sink<W> {
@@ -36,6 +41,7 @@ impl<W: Write> Sink<W> {
         match format {
             Format::Tree(look) => Self::Tree(Tree::new(writer, look)),
             Format::Ndjson => Self::Ndjson(Ndjson::new(writer)),
+            Format::OtlpJson => Self::OtlpJson(Ndjson::new(writer)),
         }
     }
 
@@ -44,6 +50,7 @@ impl<W: Write> Sink<W> {
         match self {
             Self::Tree(sink) => sink.line(line),
             Self::Ndjson(sink) => sink.object(line),
+            Self::OtlpJson(sink) => sink.object(&otlp::Request(line)),
         }
     }
 
@@ -52,14 +59,19 @@ impl<W: Write> Sink<W> {
         match self {
             Self::Tree(sink) => sink.stats(stats),
             Self::Ndjson(sink) => sink.object(stats),
+            Self::OtlpJson(_) => {
+                eprintln!("fntrace: {stats}");
+                Ok(())
+            }
         }
     }
 
-    /// Writes a forecast.
+    /// Writes a forecast, for which OpenTelemetry has no form.
     pub fn forecast(&mut self, line: &forecast::Line) -> io::Result<()> {
         match self {
             Self::Tree(sink) => sink.forecast(line),
             Self::Ndjson(sink) => sink.object(line),
+            Self::OtlpJson(_) => Ok(()),
         }
     }
 
@@ -67,7 +79,7 @@ impl<W: Write> Sink<W> {
     pub fn flush(&mut self) -> io::Result<()> {
         match self {
             Self::Tree(sink) => sink.flush(),
-            Self::Ndjson(sink) => sink.flush(),
+            Self::Ndjson(sink) | Self::OtlpJson(sink) => sink.flush(),
         }
     }
 }

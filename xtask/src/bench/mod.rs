@@ -32,7 +32,7 @@ pub struct BenchArgs {
     #[arg(long = "part", value_enum, default_values_t = [Part::Host, Part::User, Part::Programs, Part::Traffic])]
     parts: Vec<Part>,
     /// Between which servers
-    #[arg(long = "pair", value_enum, default_values_t = [pair::Kind::Nginx, pair::Kind::Node, pair::Kind::Go])]
+    #[arg(long = "pair", value_enum, default_values_t = [pair::Kind::Nginx, pair::Kind::Node, pair::Kind::Go, pair::Kind::Python])]
     pairs: Vec<pair::Kind>,
     /// On how many cores
     #[arg(long = "cores", value_parser = clap::value_parser!(u8).range(1..=2), default_values_t = [1, 2])]

@@ -19,7 +19,19 @@ pub enum Kind {
     Nginx,
     Node,
     Go,
+    Python,
 }
+
+/// What the Python servers run on, and OpenTelemetry for them. As of November 2026.
+const PYTHON: [&str; 7] = [
+    "flask==3.1.3",
+    "gunicorn==27.0.1",
+    "requests==2.34.2",
+    "opentelemetry-distro==0.66b1",
+    "opentelemetry-exporter-otlp-proto-http==1.45.1",
+    "opentelemetry-instrumentation-flask==0.66b1",
+    "opentelemetry-instrumentation-requests==0.66b1",
+];
 
 impl Kind {
     pub fn name(self) -> &'static str {
@@ -27,6 +39,7 @@ impl Kind {
             Self::Nginx => "nginx → nginx",
             Self::Node => "Node.js → Node.js",
             Self::Go => "Go → Go",
+            Self::Python => "Python → Python (Flask on gunicorn's threads, requests)",
         }
     }
 }
@@ -34,6 +47,8 @@ impl Kind {
 /// A running pair. Both end when it is dropped.
 pub struct Pair {
     children: Vec<Child>,
+    /// The switches that end all that runs in the sandboxes: servers have children of their own.
+    kill: Vec<PathBuf>,
     environment: Vec<(String, String)>,
     files: PathBuf,
     front: u16,
@@ -58,7 +73,7 @@ impl Pair {
         fs::create_dir_all(&files).with_context(|| format!("make {}", files.display()))?;
         let (front, back) = (free_port()?, free_port()?);
         let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
-        let mut pair = Self { children: Vec::new(), environment, files, front };
+        let mut pair = Self { children: Vec::new(), kill: Vec::new(), environment, files, front };
         pair.server(root, slice, kind, cpus, "back", back, None)?;
         pair.server(root, slice, kind, cpus, "front", front, Some(back))?;
         for port in [back, front] {
@@ -111,12 +126,29 @@ impl Pair {
                 }
                 command.arg(program);
             }
+            Kind::Python => {
+                let programs = python(root)?.join("bin");
+                if !self.environment.is_empty() {
+                    command.arg(programs.join("opentelemetry-instrument"));
+                }
+                command.arg(programs.join("gunicorn")).args([
+                    "--workers",
+                    "1",
+                    "--threads",
+                    "16",
+                    "--log-level",
+                    "error",
+                ]);
+                command.arg("--bind").arg(format!("127.0.0.1:{port}")).arg("server:app").current_dir(&servers);
+                command.env("PYTHONDONTWRITEBYTECODE", "1");
+            }
         }
         command.env("PORT", port.to_string()).env("NODE_ENV", "production").stdin(Stdio::null()).stdout(Stdio::null());
         command.env("OTEL_SERVICE_NAME", name).envs(self.environment.iter().cloned());
         if let Some(upstream) = upstream {
             command.env("UPSTREAM", upstream.to_string());
         }
+        self.kill.push(slice.make(name)?.join("cgroup.kill"));
         self.children.push(slice.spawn(name, &mut command)?);
         Ok(())
     }
@@ -124,11 +156,28 @@ impl Pair {
 
 impl Drop for Pair {
     fn drop(&mut self) {
+        for kill in &self.kill {
+            let _ = fs::write(kill, "1");
+        }
         for child in &mut self.children {
             let _ = child.kill();
             let _ = child.wait();
         }
     }
+}
+
+/// An environment with [`PYTHON`] in it, made on the first time.
+fn python(root: &Path) -> Result<PathBuf> {
+    let environment = root.join("target/bench-python");
+    let made = environment.join("made");
+    if fs::read_to_string(&made).is_ok_and(|with| with == PYTHON.join("\n")) {
+        return Ok(environment);
+    }
+    crate::command::run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&environment))?;
+    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
+    crate::command::run(Command::new(environment.join("bin/python")).args(pip).args(PYTHON))?;
+    fs::write(&made, PYTHON.join("\n")).with_context(|| format!("write {}", made.display()))?;
+    Ok(environment)
 }
 
 fn nginx(directory: &Path, port: u16, upstream: Option<u16>) -> String {

@@ -33,7 +33,7 @@ enum Mode {
 impl Mode {
     fn all(kind: Kind) -> Vec<Self> {
         let mut all = vec![Self::Untraced, Self::Floor, Self::Observing, Self::TagFloor, Self::Tagging, Self::Sampling];
-        if kind == Kind::Node {
+        if matches!(kind, Kind::Node | Kind::Python) {
             all.push(Self::OpenTelemetry);
         }
         all
@@ -128,7 +128,7 @@ fn run(
 ) -> Result<Figures> {
     let agent =
         mode.arguments().map(|arguments| Agent::start(fntrace, &slice.argument(), agents, arguments)).transpose()?;
-    let collector = if mode == Mode::OpenTelemetry { Some(Collector::start(root)?) } else { None };
+    let collector = if mode == Mode::OpenTelemetry { Some(Collector::start(root, kind)?) } else { None };
     let environment = collector.as_ref().map_or(Vec::new(), Collector::environment);
     // After the agent, so that it sees their connections begin.
     let pair = Pair::start_with(root, slice, kind, cpus, &environment)?;

@@ -4,12 +4,19 @@ use std::{fs, path::Path, process::Command, thread, time::Duration, time::Instan
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{agent::Agent, sandbox::Slice, table::Spread};
+use super::{
+    agent::Agent,
+    load::load,
+    pair::{Kind, Pair},
+    sandbox::Slice,
+    table::Spread,
+};
 
 /// Measures and prints.
 pub fn measure(root: &Path, fntrace: &Path, rounds: u32) -> Result<()> {
     println!("### The user half\n");
     assembly(root)?;
+    recorded(root, fntrace, rounds)?;
     sandboxes(fntrace)?;
     start_up(fntrace, rounds)?;
     size(fntrace)
@@ -26,6 +33,43 @@ fn assembly(root: &Path) -> Result<()> {
         "--example",
         "assembly",
     ]))
+}
+
+/// A run under load, recorded, and replayed on one core: decoding, assembly and output, of records as the kernel half makes
+/// them.
+fn recorded(root: &Path, fntrace: &Path, rounds: u32) -> Result<()> {
+    let file = std::env::temp_dir().join(format!("fntrace-bench-{}.recording", std::process::id()));
+    let recording = file.to_str().context("a temporary file with a name that is no text")?;
+    let slice = Slice::new()?;
+    let agent = Agent::start(fntrace, &slice.argument(), "1", &["--tag", "on", "--record", recording])?;
+    let pair = Pair::start(root, &slice, Kind::Nginx, "0")?;
+    load(&pair.url(), 3, "0")?;
+    drop(pair);
+    let stats = agent.stop()?;
+    let records = stats["records"].as_object().context("no counts of records")?;
+    let records: u64 = records.values().filter_map(serde_json::Value::as_u64).sum();
+    let paths = stats["paths"].as_u64().context("no count of paths")?;
+    ensure!(paths > 10_000, "only {paths} paths were recorded");
+    let bytes = fs::metadata(&file)?.len();
+    let mut each = Vec::new();
+    for _ in 0..rounds {
+        let begin = Instant::now();
+        let mut command = Command::new("taskset");
+        command.args(["-c", "1"]).arg(fntrace).args(["replay", "--format", "ndjson", recording]);
+        crate::command::run(command.stdout(std::process::Stdio::null()))?;
+        each.push(begin.elapsed().as_secs_f64() * 1e6 / records as f64);
+    }
+    fs::remove_file(&file)?;
+    let rate =
+        Spread::of(each.iter().map(|each| records as f64 / paths as f64 * 1e-6 * each).map(f64::recip).collect());
+    println!(
+        "A recorded run of nginx → nginx: {records} records, {paths} paths, {} bytes a record. Replayed to ndjson on one \
+         core: {} µs per record, {} paths/s. Medians of {rounds} with quartiles.\n",
+        bytes / records,
+        Spread::of(each).text(2),
+        rate.text(0)
+    );
+    Ok(())
 }
 
 /// The agent's memory against the number of sandboxes.

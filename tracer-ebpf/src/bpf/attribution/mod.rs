@@ -20,7 +20,10 @@ pub use self::{
     live::{
         ContextKey, Holders, Invocation, Sandbox, begin, begin_unknown, end, end_unknown, invocation, only, sandbox,
     },
-    thread::{Futex, Goroutine, Thread, exits, forks, goroutine, reads_request, reads_response, thread, wakes},
+    thread::{
+        Futex, Goroutine, Thread, asks, executes, exits, forks, goroutine, reads_asked, reads_request, reads_response,
+        thread, wakes,
+    },
     trust::{answers, misses},
 };
 use self::{
@@ -256,7 +259,12 @@ fn by_thread(
                 known.unused = 0;
             }
             how::WOKEN => trust::judge_handed(parent, sandbox, known.doubtful == 1),
-            how::MADE if known.made_by == how::TURN => trust::judge(parent, sandbox, known.doubtful == 1),
+            how::MADE if known.made_by == how::TURN => {
+                trust::judge(parent, sandbox, known.doubtful == 1);
+                if task.tid != task.pid {
+                    trust::at_most_likely(parent);
+                }
+            }
             how::MADE if known.made_by == how::WOKEN => trust::judge_handed(parent, sandbox, known.doubtful == 1),
             _ => {}
         }
@@ -286,7 +294,8 @@ fn by_thread(
 }
 
 /// Who was at work when the socket connected explains the first request on it, if the sending thread tells nothing
-/// better. It is as certain as that was.
+/// better. It is as certain as that was; and if several are live by now, no more than a loop's turn is here, for a pool may
+/// give the connection to whoever waits longest.
 #[inline(always)]
 pub fn by_connect(parent: &mut Parent, sandbox_id: u64, span: u64, flags: u8, trust: u8) {
     let is_open = parent.rule == Rule::None as u8 || parent.rule == Rule::Loop as u8;
@@ -296,5 +305,11 @@ pub fn by_connect(parent: &mut Parent, sandbox_id: u64, span: u64, flags: u8, tr
     {
         parent.flags = flags;
         parent.trust = trust;
+        if flags & START_WEAK == 0
+            && parent.live > 1
+            && let Some(sandbox) = sandbox(sandbox_id)
+        {
+            trust::judge(parent, &sandbox, false);
+        }
     }
 }

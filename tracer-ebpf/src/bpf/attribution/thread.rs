@@ -48,6 +48,9 @@ pub struct Thread {
     pub wait_sp: u64,
     /// The unit of work of the loop that woke it last out of a wait for work; 0 if none did.
     pub unit: [u64; 2],
+    /// The call of which it is not certain who made it, and whose whole answer this thread has read; 0 if there is none, or
+    /// if it has woken one since that may have waited for it.
+    pub owes: u64,
     /// See [`how`].
     pub how: u8,
     /// 1 once it has called while nothing was live: it has work of its own.
@@ -60,7 +63,10 @@ pub struct Thread {
     pub doubtful: u8,
     /// How the thread that made this one came by what it worked for: see [`how`].
     pub made_by: u8,
-    pub pad: [u8; 2],
+    /// 1 while it waits for the answer to a call of which it is not certain for whom it was.
+    pub asks: u8,
+    /// 1 if it has read the answer to the last such call itself.
+    pub reads_own: u8,
 }
 
 impl Thread {
@@ -70,13 +76,15 @@ impl Thread {
         goroutine: 0,
         wait_sp: 0,
         unit: [0; 2],
+        owes: 0,
         how: how::NOTHING,
         background: 0,
         after: 0,
         unused: 0,
         doubtful: 0,
         made_by: how::NOTHING,
-        pad: [0; 2],
+        asks: 0,
+        reads_own: 0,
     };
 
     #[inline(always)]
@@ -210,6 +218,31 @@ pub fn reads_response(task: Task, parent: u64, sandbox: u64) {
     }
 }
 
+/// Notes that `task` makes a call of which it is not certain for whom.
+#[inline(always)]
+pub fn asks(task: Task) {
+    if let Some(mut known) = entry(task) {
+        // One that has not may be at something else by now.
+        known.asks = known.reads_own;
+        known.owes = 0;
+    }
+}
+
+/// Notes that `task` has read the whole answer to such a call, which the thread `asker` made.
+#[inline(always)]
+pub fn reads_asked(task: Task, call: u64, asker: u32) {
+    let is_own = asker == task.tid;
+    if !is_own && let Some(mut known) = thread(asker) {
+        (known.asks, known.reads_own) = (0, 0);
+    }
+    if let Some(mut known) = entry(task) {
+        if is_own {
+            (known.asks, known.reads_own) = (0, 1);
+        }
+        known.owes = call;
+    }
+}
+
 #[inline(always)]
 fn works(known: &mut Thread, context: &Context, sandbox: u64, goroutine: u64, by: u8) {
     let other = known.how == how::TURN && known.context.span_id != context.span_id;
@@ -253,14 +286,30 @@ pub fn forks(parent: Typed, child: Task) {
         return;
     }
     let Some(mut known) = known else { return };
-    if known.how == how::NOTHING {
+    if known.how == how::NOTHING && known.owes == 0 {
         return;
     }
     let Some(mut made) = entry(child) else { return };
+    if by.pid == child.pid {
+        made.owes = known.owes;
+    }
+    if known.how == how::NOTHING {
+        return;
+    }
     hand(&mut known, &mut made, how::MADE);
     // What it was made for is no more certain than what its maker worked for.
     made.made_by = if known.how == how::MADE { known.made_by } else { known.how };
     made.doubtful = known.doubtful;
+}
+
+/// Notes that `task` runs another program from here on. Whom it works for is not changed by that; its stack is.
+#[inline(always)]
+pub fn executes(task: Task) {
+    if let Some(mut known) = thread(task.tid) {
+        known.wait_sp = 0;
+        known.unit = [0; 2];
+        facts::forget(task.pid);
+    }
 }
 
 #[inline(always)]
@@ -306,6 +355,30 @@ pub fn wakes(waker: Typed, wakee: Typed) {
     {
         facts::hands_unit(by, giver, woken, &mut taker.unit);
     }
+    let mut giver = giver;
+    if let Some(giver) = &mut giver
+        && (giver.asks == 1 || giver.owes != 0)
+        && waits_for == kernel::Waits::Futex
+        && kernel::registers(waker).is_some_and(Registers::may_wake)
+    {
+        let serves = known.as_ref().is_some_and(|known| known.how == how::DEDICATED && known.is_live());
+        if giver.asks == 1 {
+            // It has no result yet that anybody could wait for.
+            if serves {
+                note_lock(woken, waits);
+            }
+        } else if may_be_result(woken, waits) {
+            if serves {
+                if let Some(known) = &known {
+                    facts::hands_back(known.sandbox, known.context.span_id, giver.owes, by);
+                }
+                giver.owes = 0;
+            } else if let Some(mut next) = entry(woken) {
+                // Whoever deals with the answer may be another.
+                next.owes = giver.owes;
+            }
+        }
+    }
     if let Some(mut giver) = giver
         && giver.how != how::NOTHING
         && kernel::registers(waker).is_some_and(Registers::may_wake)
@@ -320,8 +393,12 @@ pub fn wakes(waker: Typed, wakee: Typed) {
     }
 }
 
-/// How often a futex must have shown itself to be a lock before it is taken for one.
-const LOCK_CERTAIN: u64 = 4;
+/// What a futex gains that shows itself to be a lock, from what on it is taken for one, and what it can have at most. It
+/// loses 1 whenever a thread is woken from it that may have waited for a result: a thread of Java waits for everything at
+/// one and the same futex.
+const LOCK_SHOWN: u64 = 4;
+const LOCK_CERTAIN: u64 = 16;
+const LOCK_MOST: u64 = 64;
 
 #[inline(always)]
 fn lock(task: Task, registers: Registers) -> Option<Value<u64>> {
@@ -340,11 +417,22 @@ fn is_lock(task: Task, registers: Registers) -> bool {
 #[inline(always)]
 fn note_lock(task: Task, registers: Registers) {
     if let Some(mut seen) = lock(task, registers) {
-        *seen = seen.saturating_add(1);
+        *seen = (*seen + LOCK_SHOWN).min(LOCK_MOST);
         return;
     }
     let key = Futex { pid: u64::from(task.pid), address: registers.first() };
-    let _ = LOCKS.insert(key, 1, 0);
+    let _ = LOCKS.insert(key, LOCK_SHOWN, 0);
+}
+
+/// Whether a thread that is woken from this futex may have waited for a result.
+#[inline(always)]
+fn may_be_result(task: Task, registers: Registers) -> bool {
+    let Some(mut seen) = lock(task, registers) else { return true };
+    let is_lock = *seen >= LOCK_CERTAIN;
+    if *seen > 0 {
+        *seen -= 1;
+    }
+    !is_lock
 }
 
 /// `known` was woken by `giver`, which works for somebody, out of a wait that may be one for work.
@@ -358,7 +446,8 @@ fn handed(giver: &mut Thread, known: &mut Thread, woken: Task, waits: Registers,
         if same && giver.how == how::WOKEN {
             // What it was given to do is done.
             giver.forget();
-        } else if !same && waits_for == kernel::Waits::Futex {
+        } else if !same && giver.how == how::DEDICATED && waits_for == kernel::Waits::Futex {
+            // What a thread was given by a waking may be another's work: that it wakes somebody else shows no lock.
             note_lock(woken, waits);
         }
         return;

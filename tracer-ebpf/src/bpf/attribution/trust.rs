@@ -19,7 +19,7 @@ const HITS_MIN: u64 = 16;
 /// At most one in so many may have been told wrongly.
 const HITS_PER_MISS: u64 = 200;
 /// What is older counts half.
-const MEMORY: u64 = 4096;
+const MEMORY: u64 = 512;
 /// As likely right as wrong, of 255.
 pub const EVEN: u8 = 127;
 /// Three times in five, of 255.
@@ -88,12 +88,23 @@ pub fn judge(parent: &mut Parent, sandbox: &Value<Sandbox>, doubtful: bool) {
     doubt(parent, doubtful);
 }
 
-/// The same of what a waking told.
+/// The same of what a waking told. It is never certain: a thread that is about to wait may take other work without being
+/// woken for it, and of work that nobody waits for it does not show whose it was.
 #[inline(always)]
 pub fn judge_handed(parent: &mut Parent, sandbox: &Value<Sandbox>, doubtful: bool) {
     // Who wakes is often not who has work to give (a lock is let go of): without any evidence, one in four.
     weigh(parent, sandbox.handed_hits.load(), sandbox.handed_misses.load(), 1, 3);
+    parent.flags |= START_WEAK;
     doubt(parent, doubtful);
+}
+
+/// A thread that a loop made may be one of a pool that outlives the turn (Java's, on the carriers of virtual threads).
+#[inline(always)]
+pub fn at_most_likely(parent: &mut Parent) {
+    parent.flags |= START_WEAK;
+    if parent.trust > LIKELY {
+        parent.trust = LIKELY;
+    }
 }
 
 #[inline(always)]
@@ -106,10 +117,9 @@ fn doubt(parent: &mut Parent, doubtful: bool) {
 
 #[inline(always)]
 fn weigh(parent: &mut Parent, hits: u64, misses: u64, prior_hits: u64, prior_misses: u64) {
-    if hits >= HITS_MIN && misses * HITS_PER_MISS <= hits {
-        return;
+    if hits < HITS_MIN || misses * HITS_PER_MISS > hits {
+        parent.flags |= START_WEAK;
     }
-    parent.flags |= START_WEAK;
     let (hits, misses) = (hits + prior_hits, misses + prior_misses);
     parent.trust = (hits * 255).checked_div(hits + misses).unwrap_or(0) as u8;
 }

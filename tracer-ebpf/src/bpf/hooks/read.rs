@@ -33,6 +33,10 @@ pub fn fn_read(context: BtfTracePointContext) -> i32 {
     let (serves, ordinal) = (connection.role == role::SERVER, connection.responses);
     if connection.role == role::CLIENT && connection.polled_span == 0 {
         attribution::reads_response(task, connection.caller, connection.sandbox);
+        // The packet hook has seen the answer's end before anybody could read it.
+        if connection.asks != 0 && connection.open() == 0 {
+            attribution::reads_asked(task, connection.asks, connection.asks_tid);
+        }
         return 0;
     }
     let span = if !serves {

@@ -49,7 +49,7 @@ const LESSON: usize = 512;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub key: u32,
-    id: u64,
+    pub id: u64,
 }
 
 impl Place {

@@ -9,11 +9,12 @@
 //! Where on the stack the unit shows is learned for each process ([`learn`]). All tables are bounded; what finds no room is
 //! left as the kernel half has it, and counted.
 
+mod handed;
 mod learn;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use tracer_ebpf::record::{Answered, Header, Sought, Start, place};
 
@@ -22,6 +23,7 @@ use super::{
     guess::{Hint, Place},
     span::{Class, Map},
 };
+use handed::Handing;
 use learn::{Learner, Verdict};
 
 /// Longest time that a call waits for the answers. Only the call waits, and what it caused.
@@ -33,8 +35,14 @@ const AWAKE_NS: u64 = 10_000_000_000;
 /// Sandboxes watched, and calls that wait, in all.
 const WATCHED: usize = 1024;
 const HELD: usize = 16_384;
+/// Of these, in one sandbox: each of its answers looks through them.
+const HELD_OF_ONE: usize = 2048;
 /// Processes of which it is being learned at a time where units show. Each may take 800 KB.
 const LEARNERS: usize = 8;
+/// Processes that found no room among these, and are asked again once there is.
+const REFUSED: usize = 64;
+/// The kernel half knows what was learned so much later, at most.
+const TOLD_NS: u64 = 1_000_000_000;
 /// Processes of which it is known.
 const KNOWN: usize = 16_384;
 /// Stacks that the kernel half is to show when what was learned fails, as many as for a new process.
@@ -126,7 +134,9 @@ pub(super) struct Units {
     held: usize,
     next_ns: u64,
     learners: Map<u32, Learner>,
+    refused: VecDeque<u32>,
     known: Map<u32, Known>,
+    handing: Map<u32, Handing>,
     learned: Vec<(u32, [u64; 3])>,
 }
 
@@ -150,7 +160,10 @@ impl Assembler {
     /// Lets a call wait for its unit's answer; `false` if it cannot.
     pub(super) fn await_unit(&mut self, key: u32, start: &Start, hint: Option<Hint>) -> bool {
         let unit = start.unit;
-        if unit == [0; 2] || self.config.infer_min >= 1.0 {
+        let hands =
+            |pid: &u32| start.tid != 0 && self.units.handing.get(pid).is_some_and(|handing| handing.is_worth_it());
+        let is_awaited = unit != [0; 2] || hands(&self.spans[key as usize].pid);
+        if !is_awaited || self.config.infer_min >= 1.0 {
             return false;
         }
         let (sandbox, now_ns) = (self.spans[key as usize].sandbox, self.now_ns);
@@ -159,6 +172,10 @@ impl Assembler {
             return false;
         }
         let Some(watch) = self.units.sandboxes.get_mut(&sandbox) else { return false };
+        if watch.held.len() >= HELD_OF_ONE {
+            self.totals.inference.refused += 1;
+            return false;
+        }
         let span = &self.spans[key as usize];
         let place = Place::of(key, span);
         self.trees[span.tree as usize].held += 1;
@@ -269,6 +286,9 @@ impl Assembler {
             let second = held.second.zip(known).map(|((maker, over), known)| (maker, known.p(1, over)));
             let second = second.filter(|(_, p)| *p >= SECOND_P);
             self.unit_decided(&held, second);
+            if held.unit == [0; 2] {
+                self.units.handing.entry(held.pid).or_default().waited_in_vain();
+            }
             let Some(known) = self.units.known.get_mut(&held.pid) else { continue };
             if second.is_some() {
                 known.found += 1;
@@ -319,16 +339,30 @@ impl Assembler {
     /// What was on the stack when a call was sent or an invocation answered.
     pub(super) fn unit_sought(&mut self, header: &Header, sought: &Sought, stack: &[u8]) {
         let pid = header.pid;
+        if sought.is_new == 1 && !self.units.learners.contains_key(&pid) {
+            let learned_ns = self.units.known.get(&pid).map(|known| known.learned_ns);
+            if learned_ns.is_some_and(|learned_ns| header.at_ns.saturating_sub(learned_ns) < TOLD_NS) {
+                // It has not been told yet.
+                return;
+            }
+            // Another process with the same id.
+            self.units.known.remove(&pid);
+            self.units.handing.remove(&pid);
+        }
         if !self.units.learners.contains_key(&pid) && self.units.learners.len() >= LEARNERS {
             // A process that is gone, or has stopped making such calls, does not keep others from being learned.
             let oldest = self.units.learners.iter().map(|(pid, learner)| (learner.last_ns(), *pid)).min();
             let stale = oldest.filter(|(last_ns, _)| header.at_ns.saturating_sub(*last_ns) >= AWAKE_NS);
             let Some((_, stale)) = stale else {
                 self.totals.inference.refused += 1;
+                if self.units.refused.len() < REFUSED && !self.units.refused.contains(&pid) {
+                    self.units.refused.push_back(pid);
+                }
                 return;
             };
             self.units.learners.remove(&stale);
         }
+        self.units.refused.retain(|refused| *refused != pid);
         let learner = self.units.learners.entry(pid).or_default();
         learner.add(header.at_ns, sought, stack);
         if !learner.is_due() {
@@ -352,6 +386,10 @@ impl Assembler {
                 }
                 known.learned_ns = self.now_ns;
                 self.units.learned.push((pid, [known.places[0], known.places[1], 0]));
+                // Its stacks so far found no room; those to come will.
+                if let Some(next) = self.units.refused.pop_front() {
+                    self.units.learned.push((next, [place::SOUGHT, 0, AGAIN]));
+                }
             }
         }
     }

@@ -1,10 +1,15 @@
 //! The place is learned from stacks that are made up, and calls are placed by it.
 
 use proptest::prelude::*;
-use tracer_ebpf::record::{Answered, Body, End, Header, Reason, Rule, STACK, Sought, Tag, Wire, place, sought};
+use tracer_ebpf::record::{
+    Answered, Body, End, HandBack, Header, Reason, Rule, STACK, Sought, Tag, Wire, place, sought,
+};
 use tracer_ebpf::{record::Record, traceparent::Context};
 
-use super::learn::{Learner, Verdict};
+use super::{
+    handed::Handing,
+    learn::{Learner, Verdict},
+};
 use crate::{
     assemble::{Assembler, Config, trees::blank},
     path::{Line, Node},
@@ -41,7 +46,7 @@ fn learned(at: usize, abreast: u64, shows: bool) -> Verdict {
     for (at_ns, what, span, number, read_ns) in all {
         // Addresses are used again, but not by two that live at once.
         let unit = if shows { 0x7e00_0000_0000 + number % (4 * abreast) * 64 } else { 0 };
-        learner.add(at_ns, &Sought { span, tid: 1, what }, &stack(at, unit, at_ns + 7 * number));
+        learner.add(at_ns, &Sought { span, tid: 1, what, is_new: 1 }, &stack(at, unit, at_ns + 7 * number));
         if what == sought::ANSWERS {
             learner.answered(span, read_ns);
         }
@@ -160,7 +165,7 @@ fn processes_that_go_before_they_are_learned_keep_no_others_from_it() {
     let mut made = Made { assembler: Assembler::new(Config::default()), pid: 0 };
     let shows = |made: &mut Made, pid: u32, at_ns: u64| {
         made.pid = pid;
-        let sought = Sought { span: 1, tid: 1, what: sought::CALLS };
+        let sought = Sought { span: 1, tid: 1, what: sought::CALLS, is_new: 1 };
         made.record(at_ns, Body::UnitSought(sought, &stack(0, 0, 0)));
         made.assembler.units.learners.contains_key(&pid)
     };
@@ -171,4 +176,62 @@ fn processes_that_go_before_they_are_learned_keep_no_others_from_it() {
     assert_eq!(made.assembler.totals.inference.refused, 1);
     assert!(shows(&mut made, 100, 20_000 * MS), "the others are gone for long");
     assert!(!made.assembler.units.learners.contains_key(&0), "the oldest has made room");
+}
+
+/// Two are live when a thread makes calls of which nobody knows whose they are; it wakes the second when the last is over.
+/// Says whose calls are whose: the maker, and how many.
+fn handed(handing: Handing, calls: u64, back: Option<u64>, second_at_ns: u64) -> Vec<(u64, usize)> {
+    let mut made = Made { assembler: Assembler::new(Config { settle_ns: 1000 * MS, ..Config::default() }), pid: 7 };
+    made.assembler.units.handing.insert(7, handing);
+    made.start(MS, 1, None);
+    if second_at_ns < 3 * MS {
+        made.start(second_at_ns, 2, None);
+    }
+    for call in 100..100 + calls {
+        made.start(3 * MS, call, Some([0; 2]));
+        made.end(4 * MS, call, true);
+    }
+    if second_at_ns >= 3 * MS {
+        made.start(second_at_ns, 2, None);
+    }
+    if let Some(span) = back {
+        made.record(6 * MS, Body::HandBack(HandBack { span, call: 99 + calls, tid: 1, pad: 0 }));
+    }
+    made.end(8 * MS, 1, false);
+    made.end(8 * MS, 2, false);
+    made.assembler.finish();
+    let mut makers = Vec::new();
+    while let Some(line) = made.assembler.take() {
+        let Line::Path(path) = line else { continue };
+        let Node::Invocation(root) = &path.root else { continue };
+        if !root.children.is_empty() {
+            makers.push((root.span_id.0, root.children.len()));
+        }
+    }
+    makers
+}
+
+#[test]
+fn a_call_is_whose_thread_its_answer_wakes() {
+    let worth_it = Handing { credit: 100, right: 50, wrong: 0 };
+    assert_eq!(handed(worth_it, 1, Some(2), 2 * MS), [(2, 1)]);
+    assert_eq!(handed(worth_it, 1, Some(1), 2 * MS), [(1, 1)]);
+    assert_eq!(handed(worth_it, 3, Some(2), 2 * MS), [(2, 1)], "what it called before may be another's");
+    assert_eq!(handed(worth_it, 1, None, 2 * MS), [], "nobody was woken");
+    assert_eq!(handed(worth_it, 1, Some(2), 5 * MS), [], "it began after the call");
+    let unreliable = Handing { credit: 100, right: 10, wrong: 40 };
+    assert_eq!(handed(unreliable, 1, Some(2), 2 * MS), [], "less probable than is shown");
+    assert_eq!(
+        handed(Handing::default(), 1, Some(2), 2 * MS),
+        [],
+        "not held before it has shown itself to be worth it"
+    );
+}
+
+#[test]
+fn threads_that_hand_nothing_back_are_soon_not_waited_for() {
+    let mut handing = Handing { credit: 32, right: 4, wrong: 0 };
+    assert!(handing.is_worth_it());
+    handing.waited_in_vain();
+    assert!(!handing.is_worth_it());
 }
