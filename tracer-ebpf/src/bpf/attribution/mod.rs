@@ -283,11 +283,13 @@ fn by_thread(
     }
     // It may as well have turned to one of those that are live.
     match known.how {
-        how::MADE => {}
+        // A process that was made for it goes with it. A thread may be one of a pool, and take the next piece of work
+        // without waiting in between.
+        how::MADE if task.tid == task.pid => {}
         how::TURN => trust::judge(parent, sandbox, known.doubtful == 1),
         by => {
             parent.flags |= START_WEAK;
-            parent.trust = if by == how::DEDICATED { trust::LIKELY } else { trust::EVEN };
+            parent.trust = if by == how::DEDICATED || by == how::MADE { trust::LIKELY } else { trust::EVEN };
         }
     }
     true
