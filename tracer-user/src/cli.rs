@@ -67,7 +67,7 @@ enum Command {
 /// What `fntrace forecast` does.
 #[derive(Debug, Subcommand)]
 enum Forecast {
-    /// Learn from the first part of recorded paths, forecast the rest, and score that beside three baselines
+    /// Learn from the first part of recorded paths, forecast the rest, and score that beside baselines
     Eval(forecast::cli::EvalArgs),
 }
 

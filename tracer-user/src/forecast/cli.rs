@@ -42,6 +42,10 @@ pub struct EvalArgs {
     /// Go on learning while scoring, each path after it was scored.
     #[arg(long)]
     online: bool,
+    /// Shuffle the lines first, by this number, instead of scoring the last ones: as published evaluations do. Kinder,
+    /// since what comes later is learned from too. Warming is scored on times that are made up.
+    #[arg(long, value_name = "SEED")]
+    shuffle: Option<u64>,
     /// Print one JSON object for each file.
     #[arg(long)]
     json: bool,
@@ -75,6 +79,7 @@ fn score(args: &EvalArgs, out: &mut impl Write) -> anyhow::Result<()> {
         keep_alive: args.keep_alive,
         train: args.train,
         online: args.online,
+        shuffle: args.shuffle,
     };
     let mut reports = Vec::new();
     for path in &args.files {

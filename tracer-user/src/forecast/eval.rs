@@ -26,6 +26,7 @@ use super::{
     merge::Merge,
     predict::{Counting, KeepAlive, Predict},
     score::{Median, Reliability},
+    table::mix,
     warm::{Keeping, Terms, Warmed, Warming},
 };
 
@@ -51,6 +52,8 @@ pub struct Settings {
     pub train: f32,
     /// Goes on learning while scoring, each path after it was scored.
     pub online: bool,
+    /// Shuffles the lines first, by this number: see [`shuffled`].
+    pub shuffle: Option<u64>,
 }
 
 impl Default for Settings {
@@ -63,6 +66,7 @@ impl Default for Settings {
             keep_alive: 600.0,
             train: 0.8,
             online: false,
+            shuffle: None,
         }
     }
 }
@@ -121,6 +125,8 @@ pub struct Report {
     pub cold_starts: u64,
     /// Whether learning went on while scoring.
     pub online: bool,
+    /// The number by which the lines were shuffled; null where the last lines are scored.
+    pub shuffle: Option<u64>,
     /// How far ahead, in seconds.
     pub horizon: f32,
     /// Median absolute deviation of the time between calls in the paths learned from, in ms.
@@ -137,6 +143,8 @@ pub struct Report {
 pub struct Baselines {
     /// What followed each callee, counted.
     pub edge_counts: Scores,
+    /// What followed each set of callees, counted.
+    pub set_counts: Scores,
     /// Always the most frequent callee.
     pub most_frequent: Scores,
     /// No forecast: a used sandbox stays warm for a fixed time. Its decision and thresholds are its own simulation.
@@ -297,47 +305,98 @@ pub fn file(path: &Path, settings: &Settings, mut broken: impl FnMut(u64, &str))
 }
 
 fn read(reader: impl BufRead, train: u64, settings: &Settings, broken: impl FnMut(u64, &str)) -> Report {
-    let mut field = Field::new(settings);
-    let mut gaps = Median::default();
-    let mut paths = [0_u64; 2];
-    let mut merge = Merge::default();
-    input::traces(
-        reader,
-        settings.format,
-        |number, trace| {
-            if number <= train {
-                paths[0] += 1;
-                let times = trace.calls.iter().map(|call| call.at_us);
-                let pairs = times.clone().zip(times.skip(1));
-                pairs.for_each(|(before, after)| gaps.add(after.saturating_sub(before) as f64 / 1000.0));
-                merge.push(trace, |_, _, event| field.observe(event));
-                return;
-            }
-            if paths[1] == 0 {
-                merge.finish(|_, _, event| field.observe(event));
-                if !settings.online {
-                    field.freeze();
-                }
-            }
-            paths[1] += 1;
-            merge.push(trace, |trace, index, event| field.score(trace, index, event));
-        },
-        broken,
-    );
-    if paths[1] > 0 {
-        merge.finish(|trace, index, event| field.score(trace, index, event));
+    let mut run = Run::new(settings);
+    match settings.shuffle {
+        None => input::traces(reader, settings.format, |number, trace| run.take(trace, number <= train), broken),
+        Some(seed) => {
+            let traces = shuffled(reader, settings.format, seed, broken);
+            let train = (traces.len() as f64 * f64::from(settings.train)) as usize;
+            traces.into_iter().enumerate().for_each(|(place, trace)| run.take(trace, place < train));
+        }
     }
-    Report {
-        file: String::new(),
-        train: paths[0],
-        test: paths[1],
-        calls: field.forecaster.calls,
-        cold_starts: field.forecaster.warmings.first().map_or(0, Warming::cold),
-        online: settings.online,
-        horizon: settings.horizon,
-        time_mad_ms: gaps.deviation(gaps.get()),
-        scores: field.forecaster.scores(),
-        baselines: field.baselines(),
+    run.report(settings)
+}
+
+/// Between the starts of paths that were shuffled, beyond the length of the one before, in µs.
+const APART_US: i64 = 60_000_000;
+
+/// The paths of a stream, all of them in memory, in an order that `seed` decides, one after the other. So published
+/// evaluations split theirs. It is kinder than time: what is scored is learned from before and after, and drift is in
+/// both parts alike. Which sandboxes would have been warm is lost with the times.
+fn shuffled(reader: impl BufRead, format: Format, seed: u64, broken: impl FnMut(u64, &str)) -> Vec<Trace> {
+    let mut ranked = Vec::new();
+    input::traces(reader, format, |number, trace| ranked.push((mix(seed, number), trace)), broken);
+    ranked.sort_by_key(|(rank, _)| *rank);
+    let mut begin_us = 0_i64;
+    let traces = ranked.into_iter().map(|(_, mut trace)| {
+        let by_us = trace.calls.first().map_or(0, |call| begin_us.saturating_sub(call.at_us));
+        for call in &mut trace.calls {
+            call.at_us = call.at_us.saturating_add(by_us);
+            for at_us in [&mut call.started_us, &mut call.served_us, &mut call.ended_us].into_iter().flatten() {
+                *at_us = at_us.saturating_add(by_us);
+            }
+            begin_us = begin_us.max(call.ended_us.or(call.started_us).unwrap_or(call.at_us));
+        }
+        begin_us = begin_us.saturating_add(APART_US);
+        trace
+    });
+    traces.collect()
+}
+
+/// A file on its way through all methods.
+struct Run {
+    field: Field,
+    online: bool,
+    gaps: Median,
+    /// Learned from, scored.
+    paths: [u64; 2],
+    merge: Merge,
+}
+
+impl Run {
+    fn new(settings: &Settings) -> Self {
+        let (field, merge) = (Field::new(settings), Merge::default());
+        Self { field, online: settings.online, gaps: Median::default(), paths: [0; 2], merge }
+    }
+
+    fn take(&mut self, trace: Trace, learn: bool) {
+        let field = &mut self.field;
+        if learn {
+            self.paths[0] += 1;
+            let times = trace.calls.iter().map(|call| call.at_us);
+            let pairs = times.clone().zip(times.skip(1));
+            pairs.for_each(|(before, after)| self.gaps.add(after.saturating_sub(before) as f64 / 1000.0));
+            self.merge.push(trace, |_, _, event| field.observe(event));
+            return;
+        }
+        if self.paths[1] == 0 {
+            self.merge.finish(|_, _, event| field.observe(event));
+            if !self.online {
+                field.freeze();
+            }
+        }
+        self.paths[1] += 1;
+        self.merge.push(trace, |trace, index, event| field.score(trace, index, event));
+    }
+
+    fn report(mut self, settings: &Settings) -> Report {
+        let field = &mut self.field;
+        if self.paths[1] > 0 {
+            self.merge.finish(|trace, index, event| field.score(trace, index, event));
+        }
+        Report {
+            file: String::new(),
+            train: self.paths[0],
+            test: self.paths[1],
+            calls: field.forecaster.calls,
+            cold_starts: field.forecaster.warmings.first().map_or(0, Warming::cold),
+            online: settings.online,
+            shuffle: settings.shuffle,
+            horizon: settings.horizon,
+            time_mad_ms: self.gaps.deviation(self.gaps.get()),
+            scores: field.forecaster.scores(),
+            baselines: field.baselines(),
+        }
     }
 }
 
@@ -346,6 +405,7 @@ fn read(reader: impl BufRead, train: u64, settings: &Settings, broken: impl FnMu
 struct Field {
     forecaster: Contender<Forecaster>,
     edges: Contender<Counting>,
+    sets: Contender<Counting>,
     frequent: Contender<Counting>,
     keep_alive: Contender<KeepAlive>,
     keeping: Keeping,
@@ -362,6 +422,7 @@ impl Field {
         Self {
             forecaster: Contender::new(Forecaster::default(), terms),
             edges: Contender::new(Counting::edges(), terms),
+            sets: Contender::new(Counting::sets(), terms),
             frequent: Contender::new(Counting::most_frequent(), terms),
             keep_alive: Contender::new(KeepAlive::new(settings.keep_alive), terms),
             keeping: Keeping::new(micros(settings.keep_alive), terms),
@@ -371,12 +432,14 @@ impl Field {
     fn freeze(&mut self) {
         self.forecaster.method.freeze(true);
         self.edges.method.freeze();
+        self.sets.method.freeze();
         self.frequent.method.freeze();
     }
 
     fn observe(&mut self, event: Event<'_>) {
         self.forecaster.method.observe(event);
         self.edges.method.observe(event);
+        self.sets.method.observe(event);
         self.frequent.method.observe(event);
         self.keep_alive.method.observe(event);
     }
@@ -388,6 +451,7 @@ impl Field {
         }
         self.forecaster.score(trace, index, event);
         self.edges.score(trace, index, event);
+        self.sets.score(trace, index, event);
         self.frequent.score(trace, index, event);
         self.keep_alive.score(trace, index, event);
     }
@@ -399,6 +463,11 @@ impl Field {
         keep_alive.lead_ms = 0.0;
         keep_alive.cold_starts_avoided = keep_alive.decision.cold_starts_avoided;
         keep_alive.wasted_seconds = keep_alive.decision.wasted_seconds;
-        Baselines { edge_counts: self.edges.scores(), most_frequent: self.frequent.scores(), keep_alive }
+        Baselines {
+            edge_counts: self.edges.scores(),
+            set_counts: self.sets.scores(),
+            most_frequent: self.frequent.scores(),
+            keep_alive,
+        }
     }
 }

@@ -21,6 +21,7 @@ mod state;
 mod table;
 mod timing;
 mod warm;
+mod weigh;
 
 #[cfg(test)]
 mod published;
@@ -285,6 +286,9 @@ impl Forecaster {
     fn learn(&mut self, live: &Live, next: Fun) {
         for outlook in live.outlooks.iter().flatten() {
             self.model.learn_weights(outlook, next);
+        }
+        if let Some(latest) = live.outlook(AsOf::Latest) {
+            self.model.learn_order(latest, next);
         }
         self.model.learn_counts(&live.state, next);
     }

@@ -1,8 +1,9 @@
-//! The next call, by experts that are weighed against each other.
+//! The next call, by experts that are weighed against each other ([`weigh`]).
 //!
 //! Seven experts count what came next in a context (the latest callees, the set of callees so far, what has happened to
 //! each of these, the chain of callers), each falling back on a shorter context where its own is thin. An eighth lets
-//! the callees race in time ([`race`]). Their probabilities are multiplied, each to the power of a weight; the weights
+//! the callees race in time ([`race`]) and counts in which order those come that have the same cause: whatever else has
+//! happened in the path, that order follows its own odds, and is learned soon where it is looked at alone. The weights
 //! follow the gradient of the log loss, call by call, so an expert that misleads in some place loses its say there.
 
 use serde::{Deserialize, Serialize};
@@ -11,19 +12,22 @@ use super::{
     counts::{Counts, END, Fun, NOVEL},
     race::{self, Outcome, RUNNERS},
     state::{CONTEXTS, State},
-    table::Table,
+    table::{Table, mix},
     timing::{Estimate, Timing},
+    weigh::{self, DEGREES, Said, Weights, degree},
 };
 
 /// Outcomes that are weighed: the end, the novel, and callees.
-const OUTCOMES: usize = 14;
+pub(super) const OUTCOMES: usize = 14;
 /// Experts.
-const EXPERTS: usize = 8;
+pub(super) const EXPERTS: usize = 8;
 const RACE: usize = EXPERTS - 1;
 /// Contexts remembered.
 const MEMORY: usize = 1 << 16;
 /// What a shorter context counts for in a longer one, in observations.
-const BACK_OFF: f32 = 0.7;
+const BACK_OFF: f32 = 0.5;
+/// What the race counts for in the order of those that have the same cause, in observations.
+const RACE_BACK_OFF: f32 = 4.0;
 /// The context of each expert, and the expert whose context it falls back on (`None`: the plain frequencies).
 /// Contexts are positions in [`State::contexts`].
 const LADDER: [(usize, Option<usize>); RACE] =
@@ -36,10 +40,9 @@ const CANDIDATES: [usize; CONTEXTS] = [6, 5, 4, 3, 2, 7, 1, 0];
 /// What may come next in a path.
 #[derive(Clone, Debug)]
 pub(super) struct Outlook {
-    used: u8,
     funs: [Fun; OUTCOMES],
     chances: [f32; OUTCOMES],
-    logs: [[f32; OUTCOMES]; EXPERTS],
+    said: Said,
     /// Which set of weights it takes.
     place: u8,
     /// Observations behind the best context that had any.
@@ -51,7 +54,7 @@ pub(super) struct Outlook {
 impl Outlook {
     /// Outcomes and their probabilities, which sum to 1. [`END`] and [`NOVEL`] are the first two.
     pub(super) fn outcomes(&self) -> impl Iterator<Item = (Fun, f32)> {
-        self.funs.iter().copied().zip(self.chances).take(usize::from(self.used))
+        self.funs.iter().copied().zip(self.chances).take(usize::from(self.said.used))
     }
 
     /// The probability of an outcome; of one that is not listed, that of [`NOVEL`].
@@ -79,29 +82,20 @@ impl Outlook {
 pub(super) struct Model {
     contexts: Table<Counts>,
     /// Kept apart for just after a call and later, and for none, one or more of the likely callees having been caused.
-    weights: [Weights; 6],
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Weights {
-    of: [f32; EXPERTS],
-    steps: u32,
-}
-
-impl Weights {
-    fn learn(&mut self, gradient: &[f32; EXPERTS]) {
-        self.steps = self.steps.saturating_add(1);
-        let rate = (0.1 / (self.steps as f32 + 20.0).sqrt()).max(0.002);
-        for (weight, slope) in self.of.iter_mut().zip(gradient) {
-            *weight = (*weight + rate * slope.clamp(-3.0, 3.0)).clamp(-1.0, 3.0);
-        }
-    }
+    families: [Weights; 6],
+    /// The same within a family, for just after a call and later.
+    within: [Weights; 2],
 }
 
 impl Model {
     pub(super) fn new() -> Self {
-        let start = Weights { of: [0.0, 0.0, 0.05, 0.1, 0.3, 0.35, 0.05, 0.35], steps: 0 };
-        Self { contexts: Table::new(MEMORY), weights: std::array::from_fn(|_| start.clone()) }
+        let families = Weights::new([0.0, 0.0, 0.04, 0.09, 0.26, 0.3, 0.04, 0.43]);
+        let within = Weights::new([0.0, 0.0, 0.0, 0.0, 0.1, 0.1, 0.0, 0.8]);
+        Self {
+            contexts: Table::new(MEMORY),
+            families: std::array::from_fn(|_| families.clone()),
+            within: std::array::from_fn(|_| within.clone()),
+        }
     }
 
     /// What may come next in a path that stands at `state`, at `now_us`.
@@ -110,27 +104,31 @@ impl Model {
         let counts: [Option<&Counts>; CONTEXTS] = keys.map(|key| self.contexts.get(key));
         let later = now_us > state.called_us;
         let mut outlook = Outlook {
-            used: 2,
             funs: [END; OUTCOMES],
             chances: [0.0; OUTCOMES],
-            logs: [[0.0; OUTCOMES]; EXPERTS],
+            said: Said {
+                used: 2,
+                chances: [[0.0; OUTCOMES]; EXPERTS],
+                degrees: [DEGREES as u8 - 1; EXPERTS],
+                families: [0; OUTCOMES],
+            },
             place: 3 * u8::from(later),
             evidence: 0.0,
             when: None,
         };
         outlook.funs[1] = NOVEL;
         for context in CANDIDATES {
-            if context == 0 && outlook.used > 4 {
+            if context == 0 && outlook.said.used > 4 {
                 break;
             }
             for &(fun, _) in counts[context].map(Counts::seen).unwrap_or_default() {
-                if usize::from(outlook.used) < OUTCOMES && !outlook.has(fun) {
-                    outlook.funs[usize::from(outlook.used)] = fun;
-                    outlook.used += 1;
+                if usize::from(outlook.said.used) < OUTCOMES && !outlook.has(fun) {
+                    outlook.funs[usize::from(outlook.said.used)] = fun;
+                    outlook.said.used += 1;
                 }
             }
         }
-        let used = usize::from(outlook.used);
+        let used = usize::from(outlook.said.used);
         let mut chances = [[0.0_f32; OUTCOMES]; EXPERTS];
         let plain = counts[0];
         let total = plain.map_or(0.0, Counts::total);
@@ -142,6 +140,7 @@ impl Model {
         for (expert, (context, lower)) in LADDER.into_iter().enumerate() {
             let lower = lower.map_or(base, |lower| chances[lower]);
             let total = counts[context].map_or(0.0, Counts::total);
+            outlook.said.degrees[expert] = degree(total);
             if total > 0.0 && (context == 4 || outlook.evidence == 0.0) {
                 outlook.evidence = total;
             }
@@ -150,39 +149,26 @@ impl Model {
                 chances[expert][index] = (count + BACK_OFF * lower[index]) / (total + BACK_OFF);
             }
         }
-        chances[RACE] = outlook.race(timing, state, now_us, &chances);
-        for (logs, chances) in outlook.logs.iter_mut().zip(&chances) {
-            logs.iter_mut().zip(chances).take(used).for_each(|(log, chance)| *log = chance.max(1e-6).ln());
-        }
-        self.weigh(&mut outlook);
+        chances[RACE] = outlook.race(&self.contexts, timing, state, now_us, &chances);
+        outlook.said.chances = chances;
+        let [families, within] = [&self.families[usize::from(outlook.place)], &self.within[usize::from(later)]];
+        outlook.chances = weigh::weigh(&outlook.said, families, within);
         outlook
-    }
-
-    fn weigh(&self, outlook: &mut Outlook) {
-        let used = usize::from(outlook.used);
-        let weights = self.weights[usize::from(outlook.place)].of;
-        let mut sums = [0.0_f32; OUTCOMES];
-        for (weight, logs) in weights.iter().zip(&outlook.logs) {
-            sums.iter_mut().zip(logs).take(used).for_each(|(sum, log)| *sum += weight * log);
-        }
-        let most = sums.iter().take(used).copied().fold(f32::NEG_INFINITY, f32::max);
-        let mut total = 0.0;
-        for (chance, sum) in outlook.chances.iter_mut().zip(sums).take(used) {
-            *chance = (sum - most).exp();
-            total += *chance;
-        }
-        outlook.chances.iter_mut().take(used).for_each(|chance| *chance /= total);
     }
 
     /// Learns what came after an outlook: moves the weights.
     pub(super) fn learn_weights(&mut self, outlook: &Outlook, next: Fun) {
-        let truth = outlook.position(next);
-        let mut gradient = [0.0_f32; EXPERTS];
-        for (slope, logs) in gradient.iter_mut().zip(&outlook.logs) {
-            let expected: f32 = logs.iter().zip(outlook.chances).map(|(log, chance)| log * chance).sum();
-            *slope = logs[truth] - expected;
+        let place = usize::from(outlook.place);
+        let (families, within) = (&mut self.families[place], &mut self.within[place / 3]);
+        weigh::learn(&outlook.said, &outlook.chances, outlook.position(next), families, within);
+    }
+
+    /// Learns what came after the latest outlook: counts it within its family.
+    pub(super) fn learn_order(&mut self, outlook: &Outlook, next: Fun) {
+        let family = outlook.said.families[outlook.position(next)];
+        if family != 0 {
+            self.contexts.touch(family, Counts::default).learn(next);
         }
-        self.weights[usize::from(outlook.place)].learn(&gradient);
     }
 
     /// Learns what came next after `state`: counts it.
@@ -194,16 +180,18 @@ impl Model {
 }
 
 impl Outlook {
-    /// Lets the likeliest callees race; the end and the novel keep their share.
+    /// Lets the likeliest callees race; the end and the novel keep their share. Those with the same cause are a family:
+    /// of what it has won together, each gets what it was counted to come first.
     fn race(
         &mut self,
+        contexts: &Table<Counts>,
         timing: &Timing,
         state: &State,
         now_us: i64,
         chances: &[[f32; OUTCOMES]; EXPERTS],
     ) -> [f32; OUTCOMES] {
         let richest = chances[RICHEST];
-        let used = usize::from(self.used);
+        let used = usize::from(self.said.used);
         let mut order: [usize; OUTCOMES] = std::array::from_fn(|index| index);
         let callees = order.get_mut(2..used).unwrap_or_default();
         callees.sort_unstable_by(|&a, &b| richest[b].total_cmp(&richest[a]));
@@ -226,11 +214,23 @@ impl Outlook {
         let Outcome { first, when } = race::run(estimates.get(..count).unwrap_or_default());
         self.when = Some(when);
         let mut chances = richest;
-        if count > 1 {
-            let share: f32 = runners.iter().take(count).map(|runner| richest[runner.0]).sum();
-            for (&(index, _), first) in runners.iter().zip(first).take(count) {
-                chances[index] = 0.98 * first * share + 0.02 * richest[index];
+        if count == 1 {
+            return chances;
+        }
+        let share: f32 = runners.iter().take(count).map(|runner| richest[runner.0]).sum();
+        for (&(index, estimate), mut chance) in runners.iter().zip(first).take(count) {
+            let alike = || (0..count).filter(|&other| estimate.cause != 0 && runners[other].1.cause == estimate.cause);
+            if alike().count() > 1 {
+                // Who is in it tells two moments apart: some of a family may have come before.
+                let members = alike().map(|other| mix(21, self.funs[runners[other].0])).fold(0, u64::wrapping_add);
+                let family = mix(estimate.cause, members);
+                self.said.families[index] = family;
+                let (counts, won) = (contexts.get(family), alike().map(|other| first[other]).sum::<f32>());
+                let total = counts.map_or(0.0, Counts::total);
+                let came = counts.map_or(0.0, |counts| counts.of(self.funs[index]));
+                chance = (won * came + RACE_BACK_OFF * chance) / (total + RACE_BACK_OFF);
             }
+            chances[index] = 0.98 * chance * share + 0.02 * richest[index];
         }
         chances
     }

@@ -1,11 +1,14 @@
 //! What is scored: the forecaster, and the baselines that it has to beat.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
-use super::{AsOf, Event, Forecaster};
+use super::{
+    AsOf, Event, Forecaster,
+    table::{mix, name_hash},
+};
 
 /// A call that a method expects within the horizon.
 #[derive(Clone, Debug)]
@@ -115,34 +118,58 @@ impl Edges {
     }
 }
 
-/// Edge counts (an order-1 Markov chain over the sequence of calls), or, with one context for all, the most frequent
-/// callee whatever came before.
+/// What a count goes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Context {
+    /// The latest callee: an order-1 Markov chain over the sequence of calls.
+    Last,
+    /// The set of callees so far, whatever their order.
+    Set,
+    /// Nothing: the most frequent callee, whatever came before.
+    None,
+}
+
+/// A path that runs, as the counting methods see it.
 #[derive(Debug, Default)]
+struct Counted {
+    /// Hashes of the callees so far.
+    called: HashSet<u64>,
+    /// What the next call is counted under.
+    context: u64,
+    latest_us: i64,
+}
+
+/// Counts of what followed in each context.
+#[derive(Debug)]
 pub(super) struct Counting {
-    by_last: bool,
+    by: Context,
     frozen: bool,
-    edges: HashMap<Arc<str>, Edges>,
-    live: HashMap<u64, (Arc<str>, i64)>,
+    edges: HashMap<u64, Edges>,
+    live: HashMap<u64, Counted>,
 }
 
 impl Counting {
+    fn by(by: Context) -> Self {
+        Self { by, frozen: false, edges: HashMap::new(), live: HashMap::new() }
+    }
+
     /// Counts what follows each callee.
     pub(super) fn edges() -> Self {
-        Self { by_last: true, ..Self::default() }
+        Self::by(Context::Last)
+    }
+
+    /// Counts what follows each set of callees.
+    pub(super) fn sets() -> Self {
+        Self::by(Context::Set)
     }
 
     /// Counts all callees together.
     pub(super) fn most_frequent() -> Self {
-        Self::default()
-    }
-
-    fn context(&self, last: &Arc<str>) -> Arc<str> {
-        if self.by_last { last.clone() } else { Arc::from("") }
+        Self::by(Context::None)
     }
 
     fn of(&self, path: u64) -> Option<&Edges> {
-        let (last, _) = self.live.get(&path)?;
-        self.edges.get(&self.context(last))
+        self.edges.get(&self.live.get(&path)?.context)
     }
 }
 
@@ -153,15 +180,22 @@ impl Predict for Counting {
             Event::End { path, .. } => (path, None, 0),
             Event::Start { .. } | Event::Answer { .. } => return,
         };
-        if let Some((last, last_us)) = self.live.remove(&path)
-            && !self.frozen
-        {
-            let gap_ms = at_us.saturating_sub(last_us) as f32 / 1000.0;
-            self.edges.entry(self.context(&last)).or_default().learn(callee, gap_ms);
+        let before = self.live.remove(&path);
+        if let Some(before) = before.as_ref().filter(|_| !self.frozen) {
+            let gap_ms = at_us.saturating_sub(before.latest_us) as f32 / 1000.0;
+            self.edges.entry(before.context).or_default().learn(callee, gap_ms);
         }
-        if let Some(callee) = callee {
-            self.live.insert(path, (Arc::from(callee), at_us));
-        }
+        let Some(callee) = callee else { return };
+        let mut path_now = before.unwrap_or_default();
+        path_now.latest_us = at_us;
+        let name = name_hash(callee);
+        path_now.context = match self.by {
+            Context::Last => name,
+            Context::Set if path_now.called.insert(name) => path_now.context.wrapping_add(mix(1, name)),
+            Context::Set => path_now.context,
+            Context::None => 0,
+        };
+        self.live.insert(path, path_now);
     }
 
     fn freeze(&mut self) {
@@ -178,12 +212,12 @@ impl Predict for Counting {
 
     fn within(&self, path: u64, _: i64, horizon_ms: f32) -> Vec<Expected> {
         let all = self.of(path).map(|edges| edges.within(horizon_ms));
-        if self.by_last {
-            all.map(Iterator::collect).unwrap_or_default()
-        } else {
+        if self.by == Context::None {
             // Always the same one, whatever its probability.
             let top = all.and_then(|all| all.max_by(|a, b| a.probability.total_cmp(&b.probability)));
             top.map(|top| Expected { probability: 1.0, ..top }).into_iter().collect()
+        } else {
+            all.map(Iterator::collect).unwrap_or_default()
         }
     }
 }

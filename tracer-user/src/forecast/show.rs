@@ -13,9 +13,10 @@ pub(super) fn report(out: &mut impl Write, report: &Report) -> io::Result<()> {
     writeln!(out, "{}", harmless(&report.file, NAME_MAX))?;
     writeln!(
         out,
-        "  learned from {} paths, scored {} ({} calls, {} cold starts), {} while scoring; horizon {} s",
+        "  learned from {} paths, scored {}{} ({} calls, {} cold starts), {} while scoring; horizon {} s",
         report.train,
         report.test,
+        if report.shuffle.is_some() { " of the lines shuffled" } else { "" },
         report.calls,
         report.cold_starts,
         if report.online { "learning on" } else { "frozen" },
@@ -27,6 +28,7 @@ pub(super) fn report(out: &mut impl Write, report: &Report) -> io::Result<()> {
     let methods = [
         ("fntrace", &report.scores),
         ("edge counts", &report.baselines.edge_counts),
+        ("set counts", &report.baselines.set_counts),
         ("most frequent", &report.baselines.most_frequent),
         ("keep-alive", &report.baselines.keep_alive),
     ];
@@ -118,12 +120,13 @@ pub(super) fn summary(out: &mut impl Write, reports: &[Report]) -> io::Result<()
     };
     writeln!(
         out,
-        "{:28} {:>6}  {:>6} {:>7} {:>6} {:>8}  {:>9} {:>6}  {:>8} {:>6}  {:>16}",
+        "{:28} {:>6}  {:>6} {:>7} {:>6} {:>6} {:>8}  {:>9} {:>6}  {:>8} {:>6}  {:>16}",
         "which callee is next",
         "calls",
         "next",
         "at call",
         "edges",
+        "sets",
         "frequent",
         "precision",
         "recall",
@@ -135,12 +138,13 @@ pub(super) fn summary(out: &mut impl Write, reports: &[Report]) -> io::Result<()
         let (scores, baselines) = (&report.scores, &report.baselines);
         writeln!(
             out,
-            "{:28} {:>6}  {:>6.3} {:>7.3} {:>6.3} {:>8.3}  {:>9.3} {:>6.3}  {:>8.3} {:>6.3}  {:>16}",
+            "{:28} {:>6}  {:>6.3} {:>7.3} {:>6.3} {:>6.3} {:>8.3}  {:>9.3} {:>6.3}  {:>8.3} {:>6.3}  {:>16}",
             stem(report),
             report.calls,
             scores.next_accuracy,
             scores.at_call_accuracy,
             baselines.edge_counts.next_accuracy,
+            baselines.set_counts.next_accuracy,
             baselines.most_frequent.next_accuracy,
             scores.set_precision,
             scores.set_recall,

@@ -100,6 +100,37 @@ fn the_branch_that_started_first_goes_on_first() {
 }
 
 #[test]
+fn siblings_keep_their_odds_whatever_else_has_happened() {
+    // `a` calls `x` and `y` as soon as it starts, `x` first in 7 of 10 paths; Two of `b` to `e` are called before, at
+    // random.
+    let mut forecaster = Forecaster::default();
+    let mut error = 0.0;
+    for path in 0..400_u64 {
+        let base = path as i64 * 1_000_000;
+        let call = |forecaster: &mut Forecaster, call: u64, callee: &str, at_ms: i64| {
+            forecaster.observe(Event::Call { path, call, caller: None, callee, at_us: base + at_ms * 1000 });
+        };
+        call(&mut forecaster, 0, "a", 0);
+        for other in 0..2 {
+            let name = [b'b' + (table::mix(path, other) % 4) as u8];
+            call(&mut forecaster, other + 1, std::str::from_utf8(&name).unwrap(), 10 + other as i64);
+        }
+        forecaster.observe(Event::Start { path, call: 0, at_us: base + 50_000 + path as i64 % 7, cold: true });
+        let x_first = table::mix(path, 99) % 10 < 7;
+        if path >= 300 {
+            let chances = ["x", "y"].map(|callee| forecaster.chance(path, AsOf::Latest, Some(callee)));
+            assert!(chances[0] + chances[1] > 0.95, "{chances:?}");
+            error += (chances[0] - 0.7).abs() / 100.0;
+        }
+        let order = if x_first { ["x", "y"] } else { ["y", "x"] };
+        call(&mut forecaster, 9, order[0], 60);
+        call(&mut forecaster, 10, order[1], 60);
+        forecaster.observe(Event::End { path, complete: true });
+    }
+    assert!(error < 0.05, "{error}");
+}
+
+#[test]
 fn knows_what_it_does_not_know() {
     let mut forecaster = Forecaster::default();
     assert!(forecaster.next(1, AsOf::Latest).is_none() && forecaster.forecast(1, 0, 1e3).is_empty());
@@ -224,8 +255,8 @@ fn an_empty_file_and_a_broken_one_are_scored_as_nothing() {
 }
 
 /// The figures of issue 6 on the public data. What the README of the data gives for high load was measured on a mix
-/// with 30 % cold starts; the files hold the high-load part alone (80 % cold), where the same counter gets far less. So
-/// there the bar is the counter over sets on the same file and split.
+/// with 30 % cold starts ([`super::published`]); the files hold the high-load part alone (80 % cold), where the same counter
+/// gets far less. So there the bar is the counter over sets on the same file and split.
 #[test]
 #[ignore = "needs ../shared/data/faas-chains; some 10 s"]
 fn figures_on_public_data() {
@@ -242,7 +273,7 @@ fn figures_on_public_data() {
         ("sequence-low", 1.0, 1.0),
         ("sequence-high", 1.0, 1.0),
         ("tree-small-high", 0.7597, 0.82),
-        ("tree-small-rand-high", 0.7961, 0.85),
+        ("tree-small-rand-high", 0.796, 0.85),
         ("parallel-small-high", 0.755, 0.946),
         ("parallel-small-rand-high", 0.8075, 0.916),
         ("fanout-small-rand-high", 0.924, 0.92),
@@ -254,7 +285,12 @@ fn figures_on_public_data() {
         let scores = &report.scores;
         assert!(scores.at_call_accuracy >= next, "{name}: {} below {next}", scores.at_call_accuracy);
         assert!(scores.next_accuracy >= latest, "{name}: {} below {latest}", scores.next_accuracy);
-        assert!(scores.ece <= 0.03_f64.max(2.5 * scores.ece_by_chance), "{name}: calibration error {}", scores.ece);
+        assert!(scores.ece <= 0.03, "{name}: calibration error {}", scores.ece);
+        let sets = &report.baselines.set_counts;
+        assert!(
+            scores.next_accuracy >= sets.next_accuracy && scores.log_loss <= sets.log_loss,
+            "{name}: sets do better"
+        );
         assert!(scores.time_mae_ms < report.time_mad_ms, "{name}: {} ms", scores.time_mae_ms);
         let edges = report.baselines.edge_counts.decision.cost;
         assert!(!name.ends_with("high") || scores.decision.cost < edges, "{name}: edge counts decide better");

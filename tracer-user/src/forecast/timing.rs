@@ -11,7 +11,7 @@ use super::{
     counts::Fun,
     delays::Delays,
     state::{Moment, State},
-    table::Table,
+    table::{Table, mix},
 };
 
 /// Functions whose delays are kept.
@@ -84,12 +84,14 @@ pub(super) struct Estimate {
     pub(super) evidence: u32,
     /// What seems to cause the call has happened.
     pub(super) caused: bool,
+    /// What seems to cause the call, and in which way it has happened, as a hash; 0 if nothing does.
+    pub(super) cause: u64,
 }
 
 impl Estimate {
     /// No time at all.
     pub(super) const fn none() -> Self {
-        Self { samples: [0.0; SAMPLES], used: 0, alive: 0.0, evidence: 0, caused: false }
+        Self { samples: [0.0; SAMPLES], used: 0, alive: 0.0, evidence: 0, caused: false, cause: 0 }
     }
 
     /// These times, at most [`SAMPLES`].
@@ -194,15 +196,18 @@ impl Timing {
         })?;
         // If what causes the call has not happened, the call is further off than the delay from the cause.
         let mut floor = 0.0;
-        let mut caused = false;
+        let (mut caused, mut by) = (false, 0);
         if let Some(cause) = function.cause {
-            caused = state.find(cause.of).is_some_and(|seen| seen.has(cause.answer));
+            let seen = state.find(cause.of);
+            caused = seen.is_some_and(|seen| seen.has(cause.answer));
+            let cold = caused && seen.is_some_and(|seen| seen.at(Moment::Cold).is_some());
+            by = mix(mix(20, cause.of), u64::from(caused) + u64::from(cold));
             if !caused && cause.spread < anchor.spread {
                 floor = cause.least;
             }
         }
         let elapsed = now_us.saturating_sub(at_us) as f32 / 1000.0;
-        Some(Estimate { caused, ..remaining(&anchor.delays, elapsed, floor) })
+        Some(Estimate { caused, cause: by, ..remaining(&anchor.delays, elapsed, floor) })
     }
 }
 
@@ -217,6 +222,7 @@ fn remaining(delays: &Delays, elapsed: f32, floor: f32) -> Estimate {
         alive: delays.alive(elapsed),
         evidence: delays.len() as u32,
         caused: false,
+        cause: 0,
     };
     if left.is_empty() {
         // Overdue: nothing in memory took so long. It is taken to come at a rate of what it usually varies by.

@@ -37,12 +37,15 @@ struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
+    // Inlined, since a comparison with a text that is known is a few words', not a call.
+    #[inline(always)]
     fn eat(&mut self, expected: &str) -> Option<()> {
         self.left = self.left.strip_prefix(expected)?;
         Some(())
     }
 
     /// What `read` reads if `key` comes next; `None` inside if it does not.
+    #[inline(always)]
     fn maybe<T>(&mut self, key: &str, read: impl FnOnce(&mut Self) -> Option<T>) -> Option<Option<T>> {
         match self.eat(key) {
             Some(()) => read(self).map(Some),

@@ -164,17 +164,25 @@ impl Text<'_> {
 }
 
 pub(super) fn hex64(text: &str) -> Option<u64> {
-    // `from_str_radix` would take a sign, and twice the time.
+    /// What a digit stands for; above 15 what is none.
+    const VALUES: [u8; 256] = {
+        let (mut values, mut value) = ([0xff; 256], 0);
+        while value < 16 {
+            values[b"0123456789abcdef"[value as usize] as usize] = value;
+            values[b"0123456789ABCDEF"[value as usize] as usize] = value;
+            value += 1;
+        }
+        values
+    };
+    // `from_str_radix` would take a sign, and more time.
     let digits: &[u8; 16] = text.as_bytes().try_into().ok()?;
-    digits.iter().try_fold(0, |number, digit| {
-        let value = match digit {
-            b'0'..=b'9' => digit - b'0',
-            b'a'..=b'f' => digit - b'a' + 10,
-            b'A'..=b'F' => digit - b'A' + 10,
-            _ => return None,
-        };
-        Some(number << 4 | u64::from(value))
-    })
+    let (mut number, mut all) = (0, 0);
+    for &digit in digits {
+        let value = VALUES[usize::from(digit)];
+        all |= value;
+        number = number << 4 | u64::from(value & 15);
+    }
+    (all < 16).then_some(number)
 }
 
 impl<'de> Deserialize<'de> for TraceId {

@@ -207,7 +207,9 @@ pub struct Edge {
     pub callee_latency: Histogram,
     /// The difference of the two: network, and queues on the way there and back.
     pub network: Histogram,
-    /// The smoothed round-trip time of the connection, as the caller's kernel had it when the call ended.
+    /// The smoothed round-trip time of the connection, as the caller's kernel had it when the call ended. On a connection
+    /// that is kept alive it tells more of the callee than of the network ([`Channel::rtt_us`](crate::path::Channel)), so
+    /// what is shown is the least.
     #[serde(default)]
     pub rtt: Histogram,
     /// Segments that the caller's kernel sent again.

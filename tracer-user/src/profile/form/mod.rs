@@ -116,6 +116,10 @@ fn quantile(times: &Histogram, share: f64) -> String {
     if times.count() == 0 { "·".to_owned() } else { duration(times.quantile(share)) }
 }
 
+fn least(times: &Histogram) -> String {
+    if times.count() == 0 { "·".to_owned() } else { duration(times.min()) }
+}
+
 fn mean(part: u64, of: u64) -> String {
     format!("{:.1}", part as f64 / of.max(1) as f64)
 }

@@ -6,8 +6,8 @@ use anstyle::{AnsiColor, Style};
 use unicode_width::UnicodeWidthStr;
 
 use super::{
-    Look, Report, change, confidence, count, duration, edges, functions, harmless, mean, name, overflow, percent,
-    position, quantile, saving, shapes, step, steps, summary, thousands, title,
+    Look, Report, change, confidence, count, duration, edges, functions, harmless, least, mean, name, overflow,
+    percent, position, quantile, saving, shapes, step, steps, summary, thousands, title,
 };
 use crate::profile::{compare::Change, stats::Function};
 
@@ -159,7 +159,7 @@ fn write_edges(report: &Report<'_>, look: Look, out: &mut dyn Write) -> io::Resu
             "p99",
             "in callee",
             "network",
-            "rtt",
+            "least rtt",
             "resent",
             "errors",
             "retries",
@@ -179,7 +179,7 @@ fn write_edges(report: &Report<'_>, look: Look, out: &mut dyn Write) -> io::Resu
             quantile(&edge.latency, 0.99),
             quantile(&edge.callee_latency, 0.5),
             quantile(&edge.network, 0.5),
-            quantile(&edge.rtt, 0.5),
+            least(&edge.rtt),
             count(edge.retransmits),
             count(edge.errors),
             count(edge.retries),

@@ -1,6 +1,7 @@
 //! What the forms look like.
 
 use super::*;
+use crate::path::Channel;
 use crate::profile::{
     compare::compare,
     findings::findings,
@@ -93,9 +94,9 @@ Functions
   b            3  2.98 ms  2.98 ms  2.98 ms  2.98 ms  100 %      0 %     10 µs    0.0       ·     ·           ·
 
 Calls
-                   called in  each  place  parallel  begins at      p50      p99  in callee  network  rtt  resent  errors  retries  after answer
-  a → b                100 %   1.0      1       0 %    1.00 ms  3.00 ms  3.00 ms    2.98 ms    20 µs    ·       ·       ·        ·             ·
-  a ⇢ 10.0.0.9:80      100 %   1.3      2       0 %    4.50 ms   500 µs   500 µs          ·        ·    ·       ·       1        1             ·
+                   called in  each  place  parallel  begins at      p50      p99  in callee  network  least rtt  resent  errors  retries  after answer
+  a → b                100 %   1.0      1       0 %    1.00 ms  3.00 ms  3.00 ms    2.98 ms    20 µs          ·       ·       ·        ·             ·
+  a ⇢ 10.0.0.9:80      100 %   1.3      2       0 %    4.50 ms   500 µs   500 µs          ·        ·          ·       ·       1        1             ·
 
 Paths
     67 %  p50 8.03 ms  p99 9.00 ms  a(b; 10.0.0.9:80)
@@ -111,6 +112,22 @@ Findings
     assert!(short.contains("… and 1 more (--top 2)"), "{short}");
     let colour = render(&small(), None, Format::Table, Look { colour: true, ..Look::default() });
     assert!(!text.contains('\u{1b}') && colour.contains("\u{1b}[1mFunctions\u{1b}[0m"));
+}
+
+/// As seen on a kept-alive connection: the handshake is answered at once, each later request with its response.
+#[test]
+fn the_round_trip_is_that_of_the_network_not_of_the_callee() {
+    let profile = profile(100, |id| {
+        let rtt_us = if id == 0 { 28 } else { 2000 + id as u32 };
+        let call = Call { channel: Some(Channel { rtt_us, retransmits: 0 }), ..call("b", 1000, 3000, Vec::new()) };
+        invocation("a", 0, 8000, vec![call.node()])
+    });
+    for (format, before, after) in
+        [(Format::Table, "  20 µs      ", "  "), (Format::Html, "<td>20 µs</td><td>", "</td>")]
+    {
+        let text = render(&profile, None, format, Look::default());
+        assert!(text.contains(&format!("{before}28 µs{after}")), "{text}");
+    }
 }
 
 #[test]

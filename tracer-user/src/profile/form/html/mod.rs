@@ -9,8 +9,8 @@ use std::io::{self, Write};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::{
-    Look, Report, change, confidence, count, duration, edges, functions, mean, name, overflow, percent, position,
-    quantile, saving, shapes, step, steps, summary, table::cold_cost, thousands, title,
+    Look, Report, change, confidence, count, duration, edges, functions, least, mean, name, overflow, percent,
+    position, quantile, saving, shapes, step, steps, summary, table::cold_cost, thousands, title,
 };
 use crate::profile::findings::Confidence;
 
@@ -50,8 +50,9 @@ pub(super) fn write(report: &Report<'_>, look: Look, out: &mut dyn Write) -> io:
                 (paths(report, look))
                 footer {
                     "Times are as the agent's host saw them; histograms are exact to 0.8 %. own: no call was open. waiting: at \
-                     least one was. queueing: from the caller's sending to the arrival in the sandbox. rtt: of the connection, smoothed, as the caller's kernel \
-                     has it; delayed acknowledgements count. resent: segments."
+                     least one was. queueing: from the caller's sending to the arrival in the sandbox. least rtt: of the \
+                     connections, smoothed, as the caller's kernel has it. It counts acknowledgements that wait for the answer, so only \
+                     the least is the network's. resent: segments."
                 }
             }
         }
@@ -151,7 +152,7 @@ fn calls(report: &Report<'_>, look: Look) -> Markup {
         div.card { table {
             tr {
                 th {} th { "called in" } th { "each" } th { "place" } th { "parallel" } th { "begins at" } th { "p50" } th { "p99" }
-                th { "in callee" } th { "network" } th { "rtt" } th { "resent" } th { "errors" } th { "retries" } th { "after answer" }
+                th { "in callee" } th { "network" } th { "least rtt" } th { "resent" } th { "errors" } th { "retries" } th { "after answer" }
             }
             @for (caller, function, callee, edge) in edges.iter().take(look.top) {
                 tr {
@@ -165,7 +166,7 @@ fn calls(report: &Report<'_>, look: Look) -> Markup {
                     td { (quantile(&edge.latency, 0.99)) }
                     td { (quantile(&edge.callee_latency, 0.5)) }
                     td { (quantile(&edge.network, 0.5)) }
-                    td { (quantile(&edge.rtt, 0.5)) }
+                    td { (least(&edge.rtt)) }
                     td.bad[edge.retransmits > 0] { (count(edge.retransmits)) }
                     td.bad[edge.errors > 0] { (count(edge.errors)) }
                     td { (count(edge.retries)) }
