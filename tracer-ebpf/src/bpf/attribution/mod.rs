@@ -192,9 +192,11 @@ fn decide_for(parent: &mut Parent, sandbox_id: u64, task: Task, carried: Option<
 #[inline(always)]
 fn doubt_alone(parent: &mut Parent, known: &Option<Value<Thread>>, only: &Invocation, left: bool, ended: u64) {
     let alone = parent.context.span_id;
-    // A loop's thread does whatever there is to do, also what was left.
-    let works_for_it =
-        known.as_ref().is_some_and(|known| known.context.span_id == alone && !(left && known.how == how::TURN));
+    // A loop's thread does whatever there is to do, also what was left; and one that was woken may have been so for
+    // something else.
+    let works_for_it = known.as_ref().is_some_and(|known| {
+        known.context.span_id == alone && known.how != how::WOKEN && !(left && known.how == how::TURN)
+    });
     let has_own_work = known.as_ref().is_some_and(|known| known.background == 1);
     let quiet = !has_own_work && !left && (ended == 0 || only.start_ns.wrapping_sub(ended) > LEFTOVER_NS);
     if !works_for_it && !quiet {
