@@ -56,7 +56,8 @@ fn recorded(root: &Path, fntrace: &Path, rounds: u32) -> Result<()> {
         let begin = Instant::now();
         let mut command = Command::new("taskset");
         command.args(["-c", "1"]).arg(fntrace).args(["replay", "--format", "ndjson", recording]);
-        crate::command::run(command.stdout(std::process::Stdio::null()))?;
+        let status = command.stdout(std::process::Stdio::null()).status().context("replay the recording")?;
+        ensure!(status.success(), "the replay ended with {status}");
         each.push(begin.elapsed().as_secs_f64() * 1e6 / records as f64);
     }
     fs::remove_file(&file)?;
