@@ -1,5 +1,6 @@
 //! What tells user space afterwards whose a call was, where that is not certain when it is sent: which of the runtime's
-//! units of work sent it, and which answers. Nothing else makes records of these.
+//! units of work sent it, and which answers; and which thread is woken once the answer is in. Nothing else makes records of
+//! these.
 //!
 //! A loop runs its units (the tasks of Python's asyncio) one after the other, each from the same depth of its thread's
 //! stack. So there is a place on the stack, always as far from where the stack ended when the loop first waited, at which there

@@ -51,8 +51,8 @@ impl Handing {
         self.credit = self.credit.saturating_sub(1);
     }
 
-    /// How probably a call is that invocation's. Of those that are woken for another reason, four in five or so had begun
-    /// before the call, too.
+    /// How probably a call is that invocation's. Of those that are woken for another reason, most will have begun before the
+    /// call, too: one that has not is taken to stand for five (assumed; what is stated is held against the truth by the edges).
     fn p(self) -> f64 {
         let (right, wrong) = (f64::from(self.right), f64::from(self.wrong));
         (right + 19.0) / (right + 5.0 * wrong + 20.0)

@@ -235,3 +235,18 @@ fn threads_that_hand_nothing_back_are_soon_not_waited_for() {
     handing.waited_in_vain();
     assert!(!handing.is_worth_it());
 }
+
+#[test]
+fn a_process_with_the_id_of_another_is_learned_anew() {
+    let shown = |learned_ns: u64, at_ns: u64, is_new: u16| {
+        let mut made = Made { assembler: Assembler::new(Config::default()), pid: 7 };
+        let known = super::Known { learned_ns, ..Default::default() };
+        made.assembler.units.known.insert(7, known);
+        let sought = Sought { span: 1, tid: 1, what: sought::CALLS, is_new };
+        made.record(at_ns, Body::UnitSought(sought, &stack(0, 0, 0)));
+        (made.assembler.units.known.contains_key(&7), made.assembler.units.learners.contains_key(&7))
+    };
+    assert_eq!(shown(MS, 5000 * MS, 1), (false, true), "another process");
+    assert_eq!(shown(MS, 5000 * MS, 0), (true, true), "the same, which is asked again");
+    assert_eq!(shown(MS, 2 * MS, 1), (true, false), "what was learned is on its way to the kernel half");
+}
